@@ -1,0 +1,589 @@
+"""Blocks of objects: from memory, from the disk cache, or fetched once, in order of urgency.
+
+An object is cut into parts of `PART` bytes, each with a page-aligned buffer while it is in use, and those into
+blocks of `cache.BLOCK` bytes, the unit in which bytes become readable. What is wanted waits in queues: demanded
+ranges first, then the prefetch of each stream in turn, nearest priority first. A fetching thread takes the next
+*piece* - consecutive blocks of one part that are neither here nor on their way - only when it is free to fetch it,
+so nothing is decided early: a demand never waits for a prefetch that has not started, a cancelled prefetch costs
+nothing, and the size of a request follows from the load (small while connections idle, large in bulk).
+
+Bytes land in the part's buffer. Each block is checksummed while it is hot, marked, and its readers are woken;
+writing to the disk cache happens on threads of its own and is left out when the disk can't keep up.
+
+Memory is what blocks take, `memory` bytes and never more: a buffer is address space, and only blocks that have been
+filled count. A part is *pinned* while it is fetched, copied or written; others are given up when memory is needed:
+first those read to their end, then the least recently used.
+
+Threads: `read_into`, `prefetch` and `cancel` may be called from any thread. One lock guards all tables and is never held
+across I/O, a copy or a wait. Fetching and writing threads start in `start` (after any fork) and end in `close`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import mmap
+import queue
+import threading
+import time
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+from cachetools import LRUCache
+
+from bffs.cache import BLOCK, CachedObject, DiskCache, checksum
+from bffs.errors import BffsError, Closing
+from bffs.link import MIN_PIECE, Link
+from bffs.store import ByteRange, ObjectInfo, ObjectStore
+
+log = logging.getLogger(__name__)
+
+BLOCKS_IN_PART = 64
+PART = BLOCKS_IN_PART * BLOCK
+"""Bytes in a part: a buffer, and the most that one request fetches. 8 MiB costs boto3 0.5 s of CPU a GB, 1 MiB 1.5."""
+
+RESERVED = 4
+"""Connections that prefetching leaves free for demands."""
+
+WRITERS = 2
+
+
+class Priority(IntEnum):
+    """Why a prefetched range is wanted; lower goes first."""
+
+    FILE = 0
+    SLICES = 1
+    WARM = 2
+
+
+class Counters:
+    """What a reader has done so far; bytes and numbers, only ever growing."""
+
+    def __init__(self) -> None:
+        self.from_memory = 0
+        self.from_disk = 0
+        self.fetched = 0
+        self.waits = 0
+        self.not_written = 0
+
+
+class _Waiter:
+    """A reader that waits for some blocks of a part."""
+
+    __slots__ = ("error", "gate", "need")
+
+    def __init__(self, need: int) -> None:
+        self.need = need
+        self.error: BaseException | None = None
+        self.gate = threading.Lock()
+        self.gate.acquire()
+
+
+class _Buffer:
+    """`PART` bytes of page-aligned address space; `touched` says which of its blocks take memory."""
+
+    __slots__ = ("address", "memory", "touched", "view")
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, PART, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.view = memoryview(self.memory)
+        self.address = _address(self.view)
+        self.touched = 0
+
+    def empty(self) -> int:
+        """Give its memory back; how many bytes that was. Taking it again costs page faults, about 0.2 s a GB."""
+        freed = self.touched.bit_count() * BLOCK
+        self.memory.madvise(mmap.MADV_DONTNEED)
+        self.touched = 0
+        return freed
+
+
+class _Part:
+    """`PART` bytes of an object (fewer at its end). Bit masks: bit n is the part's n-th block."""
+
+    __slots__ = ("buffer", "busy", "have", "index", "obj", "pins", "size", "sums", "waiters")
+
+    def __init__(self, obj: ObjectInfo, index: int, buffer: _Buffer) -> None:
+        self.obj = obj
+        self.index = index
+        self.size = min(PART, obj.size - index * PART)
+        self.buffer = buffer
+        self.have = 0
+        self.busy = 0
+        self.pins = 0
+        self.sums = array("Q", bytes(8 * BLOCKS_IN_PART))
+        self.waiters: list[_Waiter] = []
+
+    @property
+    def key(self) -> _PartKey:
+        return self.obj.key, self.obj.etag, self.index
+
+
+_PartKey = tuple[str, str, int]
+
+
+@dataclass(slots=True)
+class _Want:
+    """Blocks `first` to `stop` of an object, those not yet dealt with; `first` moves on."""
+
+    obj: ObjectInfo
+    first: int
+    stop: int
+    cached: CachedObject | None = None
+    """To look once more whether a block is on disk; not for a demand, whose reader waits for memory."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What one reader's prefetch still wants, nearest first."""
+
+    priority: Priority
+    wants: deque[_Want] = field(default_factory=deque)
+
+
+class _Piece(NamedTuple):
+    """Consecutive blocks of one part, to be fetched by one request."""
+
+    part: _Part
+    first: int
+    count: int
+    demanded: bool
+
+    @property
+    def mask(self) -> int:
+        return ((1 << self.count) - 1) << self.first
+
+    @property
+    def span(self) -> ByteRange:
+        """Its bytes within the part."""
+        return ByteRange(
+            self.first * BLOCK, min((self.first + self.count) * BLOCK, self.part.size)
+        )
+
+
+class BlockReader:
+    """Reads objects of one store through one disk cache; see the module."""
+
+    def __init__(
+        self, store: ObjectStore, cache: DiskCache, *, memory: int, connections: int
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._connections = connections
+        self._memory = max(memory, 4 * PART)
+        self.link = Link(max(1, connections - RESERVED), self._memory // 2)
+        self.counters = Counters()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
+        self._parts: dict[_PartKey, _Part] = {}
+        self._idle: LRUCache[_PartKey, _Part] = LRUCache(math.inf)
+        self._spent: OrderedDict[_PartKey, _Part] = OrderedDict()
+        self._free: list[_Buffer] = []
+        self._used = 0
+        self._demands: deque[_Want] = deque()
+        self._streams: OrderedDict[Hashable, _Stream] = OrderedDict()
+        self._prefetching = 0
+        self._prefetching_bytes = 0
+        self._idle_threads = 0
+        self._saturated = False
+        self._unwritten = 0
+        self._to_write: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._closing = False
+        self._threads: list[threading.Thread] = []
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the fetching and writing threads."""
+        for number in range(self._connections):
+            self._spawn(self._fetch_pieces, f"bffs-fetch-{number}")
+        for number in range(WRITERS):
+            self._spawn(self._write_pieces, f"bffs-write-{number}")
+
+    def _spawn(self, target: object, name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)  # type: ignore[arg-type]
+        thread.start()
+        self._threads.append(thread)
+
+    def abort(self) -> None:
+        """Fail every waiting read, now and from now on, with Closing."""
+        with self._lock:
+            self._closing = True
+            self._demands.clear()
+            self._streams.clear()
+            for part in self._parts.values():
+                self._fail(part, -1, Closing("the mount is closing"))
+            self._work.notify_all()
+            self._room.notify_all()
+
+    def close(self, timeout: float = 3.0) -> None:
+        """Abort, write what is waiting to be written, and join the threads within `timeout` seconds."""
+        self.abort()
+        for _ in range(WRITERS):
+            self._to_write.put(None)
+        end = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def read_into(self, obj: ObjectInfo, offset: int, into: memoryview) -> int:
+        """Fill `into` with the bytes of `obj` from `offset` on; returns how many there were before the end.
+
+        Waits until they are here. Raises StoreError when they can't be had, Closing at the end of the mount.
+        """
+        size = min(len(into), obj.size - offset)
+        if size <= 0:
+            return 0
+        cached = self._cache.open(obj)
+        refreshed = False
+        done = 0
+        while done < size:
+            at, rest = offset + done, into[done:size]
+            if n := self._copy(obj, at, rest):
+                self.counters.from_memory += n
+            elif n := cached.read_into(at, rest):
+                self.counters.from_disk += n
+            elif not refreshed:
+                cached.refresh()
+                refreshed = True
+            else:
+                self._wait(obj, cached, at, offset + size)
+            done += n
+        return size
+
+    def _copy(self, obj: ObjectInfo, offset: int, into: memoryview) -> int:
+        """Copy what memory holds from `offset` on, up to the end of its part; how many bytes that was."""
+        index, start = divmod(offset, PART)
+        with self._lock:
+            part = self._parts.get((obj.key, obj.etag, index))
+            if part is None:
+                return 0
+            n = min(_readable(part, start), len(into))
+            if n <= 0:
+                return 0
+            self._pin(part)
+        ctypes.memmove(_address(into), part.buffer.address + start, n)
+        with self._lock:
+            self._unpin(part, spent=start + n == part.size)
+        return n
+
+    def _wait(self, obj: ObjectInfo, cached: CachedObject, start: int, stop: int) -> None:
+        """Demand what is missing between `start` and `stop`, and wait for the first run of it in one part."""
+        runs = list(cached.missing(start // BLOCK, -(-stop // BLOCK)))
+        if not runs or runs[0][0] != start // BLOCK:
+            return
+        index, first = divmod(start // BLOCK, BLOCKS_IN_PART)
+        count = min(runs[0][1] - runs[0][0], BLOCKS_IN_PART - first)
+        need = ((1 << count) - 1) << first
+        with self._lock:
+            if self._closing:
+                raise Closing("the mount is closing")
+            self._demands.extend(_Want(obj, *run) for run in runs)
+            self._work.notify()
+            part = self._parts.get((obj.key, obj.etag, index))
+            if part is None:
+                part = self._add_part(obj, index, need, count)
+            if part is None:
+                self._room.wait()
+                return
+            if part.have & need == need:
+                return
+            waiter = _Waiter(need)
+            part.waiters.append(waiter)
+            self._pin(part)
+            self.counters.waits += 1
+        waiter.gate.acquire()
+        with self._lock:
+            self._unpin(part)
+        if waiter.error is not None:
+            raise waiter.error
+
+    # -- prefetching -------------------------------------------------------------------------------------------
+
+    def prefetch(
+        self,
+        stream: Hashable,
+        priority: Priority,
+        ranges: Iterable[tuple[ObjectInfo, int, int]],
+    ) -> None:
+        """Want these byte ranges (object, start, stop), nearest first, instead of what `stream` wanted before."""
+        wants: deque[_Want] = deque()
+        for obj, start, stop in ranges:
+            cached = self._cache.open(obj)
+            for first, end in cached.missing(start // BLOCK, -(-stop // BLOCK)):
+                wants.append(_Want(obj, first, end, cached))
+        with self._lock:
+            if self._closing:
+                return
+            if wants:
+                self._streams[stream] = _Stream(priority, wants)
+                self._work.notify()
+            else:
+                self._streams.pop(stream, None)
+
+    def cancel(self, stream: Hashable) -> None:
+        """Forget what `stream` wants and is not yet being fetched."""
+        with self._lock:
+            self._streams.pop(stream, None)
+
+    # -- fetching ----------------------------------------------------------------------------------------------
+
+    def _fetch_pieces(self) -> None:
+        while True:
+            with self._lock:
+                self._idle_threads += 1
+                while not self._closing and (piece := self._next_piece()) is None:
+                    self._work.wait()
+                self._idle_threads -= 1
+                if self._closing:
+                    return
+                assert piece is not None
+                if self._demands or self._streams:
+                    self._work.notify()  # the next thread, which may wake another
+            try:
+                self._fetch(piece)
+            except Exception:
+                log.exception("fetching %s went wrong inside bffs", piece.part.obj.key)
+
+    def _next_piece(self) -> _Piece | None:
+        """The most urgent piece that may be fetched now, its blocks marked busy; lock held."""
+        while self._demands:
+            want = self._demands[0]
+            piece = self._take(want, PART, demanded=True)
+            if piece is not None:
+                return piece
+            if want.first < want.stop:
+                return None  # no buffer
+            self._demands.popleft()
+        return self._next_prefetch()
+
+    def _next_prefetch(self) -> _Piece | None:
+        free = self._connections - RESERVED - self._prefetching
+        backlog = sum(w.stop - w.first for s in self._streams.values() for w in s.wants) * BLOCK
+        if not backlog:
+            self._saturated = False
+            return None
+        room = self.link.window - self._prefetching_bytes
+        if free <= 0 or room < min(MIN_PIECE, self.link.window // 2):
+            self._saturated = True
+            return None
+        most = max(MIN_PIECE, min(self.link.piece, backlog // max(1, min(free, self._idle_threads))))
+        for priority in Priority:
+            for name in [n for n, s in self._streams.items() if s.priority is priority]:
+                stream = self._streams[name]
+                while stream.wants:
+                    want = stream.wants[0]
+                    piece = self._take(want, most, demanded=False)
+                    if piece is not None:
+                        self._streams.move_to_end(name)  # each stream in turn
+                        return piece
+                    if want.first < want.stop:
+                        return None
+                    stream.wants.popleft()
+                del self._streams[name]
+        return None
+
+    def _take(self, want: _Want, most: int, *, demanded: bool) -> _Piece | None:
+        """The first piece of at most `most` bytes of `want` that has to be fetched; lock held.
+
+        None with `want` used up if nothing of it is missing, None with some left if there is no memory.
+        """
+        while want.first < want.stop:
+            index, first = divmod(want.first, BLOCKS_IN_PART)
+            part = self._parts.get((want.obj.key, want.obj.etag, index))
+            taken = part.have | part.busy if part is not None else 0
+            on_disk = want.cached.has if want.cached is not None else _nowhere
+            if taken >> first & 1 or on_disk(want.first):
+                want.first += 1
+                continue
+            limit = min(BLOCKS_IN_PART - first, want.stop - want.first, max(1, most // BLOCK))
+            count = 1
+            while (
+                count < limit
+                and not taken >> (first + count) & 1
+                and not on_disk(want.first + count)
+            ):
+                count += 1
+            mask = ((1 << count) - 1) << first
+            spare = 0 if demanded else 2 * PART
+            if part is None:
+                expected = min(BLOCKS_IN_PART - first, want.stop - want.first)
+                part = self._add_part(want.obj, index, mask, expected, spare)
+                if part is None:
+                    return None
+            elif not self._make_room(part, mask, spare):
+                return None
+            part.busy |= mask
+            self._pin(part)
+            want.first += count
+            if not demanded:
+                self._prefetching += 1
+                self._prefetching_bytes += count * BLOCK
+            return _Piece(part, first, count, demanded)
+        return None
+
+    def _fetch(self, piece: _Piece) -> None:
+        part, span = piece.part, piece.span
+        view = part.buffer.view[span.start : span.stop]
+        begun = time.monotonic()
+        done = 0
+
+        def advance(filled: int) -> None:
+            nonlocal done
+            stop = piece.count if filled == len(view) else filled // BLOCK
+            if stop == done:
+                return
+            for n in range(done, stop):
+                part.sums[piece.first + n] = checksum(view[n * BLOCK : (n + 1) * BLOCK])
+            now = time.monotonic()
+            with self._lock:
+                if not done:
+                    self.link.answered(now - begun)
+                size = min(stop * BLOCK, len(view)) - done * BLOCK
+                self.link.arrived(size, now, self._saturated)
+                self.counters.fetched += size
+                self._arrived(part, ((1 << (stop - done)) - 1) << (piece.first + done))
+            done = stop
+
+        try:
+            self._store.read_into(part.obj, part.index * PART + span.start, view, advance)
+        except BaseException as error:
+            with self._lock:
+                # At once: a demand made in between would take these blocks for being on their way.
+                part.busy &= ~piece.mask
+                self._fail(part, piece.mask & ~part.have, error)
+            if not isinstance(error, BffsError):
+                raise
+            log.log(logging.WARNING if piece.demanded else logging.INFO, "%s", error)
+        finally:
+            with self._lock:
+                if not piece.demanded:
+                    self._prefetching -= 1
+                    self._prefetching_bytes -= piece.count * BLOCK
+                written = piece._replace(count=done)
+                size = written.span.stop - written.span.start if done else 0
+                keep = 0 < size <= self._memory // 4 - self._unwritten
+                if keep:
+                    self._unwritten += size
+                else:
+                    self.counters.not_written += size
+                    self._unpin(part)
+                self._work.notify()
+            if keep:
+                self._to_write.put(written)
+
+    def _arrived(self, part: _Part, mask: int) -> None:
+        """Mark blocks as readable and wake who waits for them; lock held."""
+        part.have |= mask
+        part.busy &= ~mask
+        if part.waiters:
+            for waiter in [w for w in part.waiters if part.have & w.need == w.need]:
+                part.waiters.remove(waiter)
+                waiter.gate.release()
+
+    def _fail(self, part: _Part, mask: int, error: BaseException) -> None:
+        """Wake who waits for any of these blocks, with `error`; lock held."""
+        for waiter in [w for w in part.waiters if w.need & mask]:
+            part.waiters.remove(waiter)
+            waiter.error = error
+            waiter.gate.release()
+
+    # -- writing to the disk cache -----------------------------------------------------------------------------
+
+    def _write_pieces(self) -> None:
+        while (piece := self._to_write.get()) is not None:
+            part, span = piece.part, piece.span
+            try:
+                self._cache.add(
+                    part.obj,
+                    part.index * BLOCKS_IN_PART + piece.first,
+                    part.buffer.view[span.start : span.stop],
+                    part.sums[piece.first : piece.first + piece.count],
+                )
+            except Exception:
+                log.exception("caching %s went wrong inside bffs", part.obj.key)
+            with self._lock:
+                self._unwritten -= span.stop - span.start
+                self._unpin(part)
+
+    # -- memory; the lock is held in all of these --------------------------------------------------------------
+
+    def _add_part(
+        self, obj: ObjectInfo, index: int, mask: int, expected: int, spare: int = 0
+    ) -> _Part | None:
+        """A new part with room for the blocks of `mask`, of which `expected` will follow; None without memory."""
+        part = _Part(obj, index, self._free.pop() if self._free else _Buffer())
+        if not self._make_room(part, mask, spare, expected):
+            self._free.append(part.buffer)
+            return None
+        self._parts[part.key] = part
+        self._idle[part.key] = part
+        return part
+
+    def _make_room(self, part: _Part, mask: int, spare: int, expected: int = 0) -> bool:
+        """Let the blocks of `mask` take memory, giving up idle parts; False if `spare` bytes would not remain.
+
+        The memory of an idle part is reused as it is where the part is new and expects to fill most of it.
+        """
+        self._pin(part)
+        try:
+            while True:
+                missing = mask & ~part.buffer.touched
+                size = missing.bit_count() * BLOCK
+                if self._used + size + spare <= self._memory:
+                    break
+                if not self._spent and not self._idle:
+                    return False
+                key, idle = self._spent.popitem(last=False) if self._spent else self._idle.popitem()
+                del self._parts[key]
+                if not part.buffer.touched and idle.buffer.touched.bit_count() <= 2 * expected:
+                    part.buffer, idle.buffer = idle.buffer, part.buffer
+                else:
+                    self._used -= idle.buffer.empty()
+                self._free.append(idle.buffer)
+            part.buffer.touched |= missing
+            self._used += size
+            return True
+        finally:
+            part.pins -= 1
+            if part.pins == 0 and part.key in self._parts:
+                self._idle[part.key] = part
+
+    def _pin(self, part: _Part) -> None:
+        part.pins += 1
+        if part.pins == 1:
+            self._idle.pop(part.key, None)
+            self._spent.pop(part.key, None)
+
+    def _unpin(self, part: _Part, *, spent: bool = False) -> None:
+        part.pins -= 1
+        if part.pins == 0:
+            if spent:
+                self._spent[part.key] = part
+            else:
+                self._idle[part.key] = part
+            if self._demands or self._streams:
+                self._work.notify()
+            self._room.notify_all()
+
+
+def _nowhere(block: int) -> bool:
+    return False
+
+
+def _readable(part: _Part, start: int) -> int:
+    """Bytes from `start` on that are in memory without a gap."""
+    ahead = part.have >> (start // BLOCK)
+    blocks = (~ahead & (ahead + 1)).bit_length() - 1
+    return min((start // BLOCK + blocks) * BLOCK, part.size) - start if blocks else 0
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))

@@ -1,0 +1,193 @@
+"""The catalog: a listing of the bucket turned into specimens.
+
+Listing costs one request for the root, one for each further folder that holds a split, and then one a specimen
+(or more, a thousand keys a page), several at a time. Everything after that - paths, sizes, manifests - is answered
+from the catalog without a request.
+
+Keys are untrusted. A key becomes a file only if it is `<split folder><id>/<name>` with an id and a name that a
+file system can hold; everything else is left out and counted under its reason, and never turned into another path.
+
+A `Catalog` is immutable and may be read from any thread.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from bffs.errors import NoSuchSpecimen
+from bffs.settings import Dataset
+from bffs.store import ObjectInfo, ObjectStore
+from bffs.units import natural_key
+
+MAX_NAME = 255
+"""Bytes in a file name, as Linux limits it (NAME_MAX)."""
+
+SYNTHESIZED = frozenset({"manifest.json"})
+"""Names inside a specimen's folder that bffs makes itself; an object of that name is left out."""
+
+_SLICE = re.compile(r"\.tiff?$", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ufffe\uffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Specimen:
+    """One neuron in one split: its slices in numeric order, its tracing, and whatever else its folder holds."""
+
+    id: str
+    split: str
+    prefix: str
+    slices: tuple[ObjectInfo, ...]
+    swc: ObjectInfo | None
+    others: tuple[ObjectInfo, ...]
+
+    @property
+    def slice_bytes(self) -> int:
+        """Bytes of all slices, as the published manifest counts them (without the SWC)."""
+        return sum(obj.size for obj in self.slices)
+
+    def objects(self) -> Iterator[ObjectInfo]:
+        """Every object of the folder."""
+        yield from self.slices
+        if self.swc is not None:
+            yield self.swc
+        yield from self.others
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All specimens, in listing order within each split, and how many keys were left out for which reason."""
+
+    specimens: tuple[Specimen, ...]
+    left_out: Mapping[str, int]
+    listed_at: float
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The split names, in the order in which they were listed."""
+        return tuple(dict.fromkeys(specimen.split for specimen in self.specimens))
+
+    def of_split(self, split: str) -> tuple[Specimen, ...]:
+        """The specimens of one split."""
+        return tuple(specimen for specimen in self.specimens if specimen.split == split)
+
+    def find(self, specimen_id: str) -> tuple[Specimen, ...]:
+        """The specimen of that id in each split that has it; `<split>/<id>` names just one.
+
+        Raises NoSuchSpecimen.
+        """
+        split, _, bare = specimen_id.strip("/").rpartition("/")
+        found = tuple(s for s in self.specimens if s.id == bare and split in ("", s.split))
+        if not found:
+            raise NoSuchSpecimen(f"no specimen {specimen_id} in this dataset; `bffs ls` shows all")
+        return found
+
+
+def base_name(key: str) -> str:
+    """The last segment of a key: the file's name."""
+    return key.rpartition("/")[2]
+
+
+def list_catalog(
+    store: ObjectStore,
+    dataset: Dataset,
+    *,
+    connections: int = 16,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Catalog:
+    """List the whole bucket, `connections` requests at a time.
+
+    `progress(folders_done, folders, keys)` is called from this thread after each folder. Raises StoreError.
+    """
+    left_out: Counter[str] = Counter()
+    places = _specimen_folders(store, dataset, left_out)
+    specimens: list[Specimen] = []
+    keys = 0
+    with ThreadPoolExecutor(connections, thread_name_prefix="bffs-list") as pool:
+        folders = pool.map(lambda place: _list_folder(store, place[1]), places)
+        try:
+            for (split, prefix), objects in zip(places, folders, strict=True):
+                keys += len(objects)
+                specimens.append(build_specimen(split, prefix, objects, left_out))
+                if progress is not None:
+                    progress(len(specimens), len(places), keys)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    kept = tuple(specimen for specimen in specimens if any(True for _ in specimen.objects()))
+    return Catalog(kept, MappingProxyType(dict(left_out)), time.time())
+
+
+def build_specimen(
+    split: str, prefix: str, objects: Iterable[ObjectInfo], left_out: Counter[str]
+) -> Specimen:
+    """Sort the objects below `prefix` into a specimen; count in `left_out` what can't be shown."""
+    specimen_id = base_name(prefix.removesuffix("/"))
+    slices: list[ObjectInfo] = []
+    swc: ObjectInfo | None = None
+    others: list[ObjectInfo] = []
+    for obj in objects:
+        name = obj.key.removeprefix(prefix)
+        if not name:
+            left_out["folder marker"] += 1
+        elif "/" in name:
+            left_out["folder marker" if name.endswith("/") else "below a specimen's folder"] += 1
+        elif (reason := unusable(name)) is not None:
+            left_out[reason] += 1
+        elif name in SYNTHESIZED:
+            left_out["has the name of a file that bffs makes"] += 1
+        elif _SLICE.search(name):
+            slices.append(obj)
+        elif name == f"{specimen_id}.swc":
+            swc = obj
+        else:
+            others.append(obj)
+    if swc is None:
+        swc = next((obj for obj in others if obj.key.endswith(".swc")), None)
+        others = [obj for obj in others if obj is not swc]
+    slices.sort(key=lambda obj: natural_key(base_name(obj.key)))
+    return Specimen(specimen_id, split, prefix, tuple(slices), swc, tuple(others))
+
+
+def unusable(name: str) -> str | None:
+    """Why `name` can't be a file's name, or None if it can."""
+    if name in ("", ".", ".."):
+        return "empty or dotted name"
+    if _CONTROL.search(name):
+        return "control character in a name"
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return "invalid UTF-8"
+    return "name too long" if length > MAX_NAME else None
+
+
+def _specimen_folders(
+    store: ObjectStore, dataset: Dataset, left_out: Counter[str]
+) -> list[tuple[str, str]]:
+    """(split, prefix) of each specimen's folder, in listing order, split by split."""
+    roots = {folder for folder, _ in dataset.splits if folder}
+    places = []
+    for folder, split in dataset.splits:
+        for page in store.list(folder, folders=True):
+            for obj in page.objects:
+                left_out["folder marker" if obj.key.endswith("/") else "outside any specimen"] += 1
+            for prefix in page.folders:
+                if prefix in roots:
+                    continue
+                reason = unusable(prefix.removeprefix(folder).removesuffix("/"))
+                if reason is not None:
+                    left_out[reason] += 1
+                else:
+                    places.append((split, prefix))
+    order = {split: number for number, (_, split) in enumerate(sorted(dataset.splits))}
+    return sorted(places, key=lambda place: order[place[0]])
+
+
+def _list_folder(store: ObjectStore, prefix: str) -> list[ObjectInfo]:
+    return [obj for page in store.list(prefix) for obj in page.objects]

@@ -1,0 +1,313 @@
+"""The command line: options, commands, messages and exit codes.
+
+What a command does is done elsewhere and imported when the command runs, so that `bffs --help` is quick. An error
+that bffs knows becomes one line on standard error and its exit code (`errors`), in one place: `_Group.invoke`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bffs.errors import BffsError
+from bffs.settings import OPTIONS, MountOptions, Option, Settings, absolute_path, config_file, resolve
+
+if TYPE_CHECKING:
+    from bffs.catalog import Catalog
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as a shell reports it."""
+
+BROKEN_PIPE = 141
+"""Exit code when the reader of the output has gone: 128 + SIGPIPE."""
+
+
+@dataclass
+class Given:
+    """The common options as far as they are read, those before the command first: the later one wins."""
+
+    flags: dict[str, str] = field(default_factory=dict)
+    verbosity: int = 0
+
+    def settings(self) -> Settings:
+        """The flags merged with the environment and the files. Raises UsageError."""
+        return resolve(self.flags, os.environ, config_file())
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None and param.name is not None:
+        ctx.ensure_object(Given).flags[param.name] = value
+
+
+def _raise_verbosity(ctx: click.Context, param: click.Parameter, value: int) -> None:
+    ctx.ensure_object(Given).verbosity += value if param.name == "verbose" else -value
+
+
+def _click_option(option: Option) -> click.Option:
+    """An option of the table as click knows it; its text is kept for `resolve`."""
+    switch: dict[str, Any] = {} if option.metavar else {"is_flag": True, "flag_value": "yes"}
+    return click.Option(
+        [option.flag],
+        type=str,
+        default=None,
+        metavar=option.metavar,
+        help=option.help if not option.default or switch else f"{option.help} [{option.default}]",
+        expose_value=False,
+        callback=_remember,
+        **switch,
+    )
+
+
+def _common_options() -> list[click.Parameter]:
+    """The options that may stand before and after any command."""
+    of_table = [_click_option(option) for option in OPTIONS if option.common]
+    count: dict[str, Any] = {"count": True, "expose_value": False, "callback": _raise_verbosity}
+    verbose = click.Option(["-v", "--verbose"], help="Say more; twice for all.", **count)
+    quiet = click.Option(["-q", "--quiet"], help="Say errors only.", **count)
+    return [*of_table, verbose, quiet]
+
+
+class _Command(click.Command):
+    """A command that accepts the common options, too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _common_options()
+
+
+class _Group(click.Group):
+    """`bffs` itself: runs a command and turns the way it ends into a message and an exit code."""
+
+    command_class = _Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _common_options()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            code = super().invoke(ctx) or 0
+            sys.stdout.flush()
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except BrokenPipeError:
+            _abandon_stdout()
+            code = BROKEN_PIPE
+        except Exception as error:
+            if ctx.ensure_object(Given).verbosity > 0:
+                traceback.print_exc()
+            click.echo(f"bffs: {_explain(error)}", err=True)
+            _abandon_stdout()
+            code = error.exit_code if isinstance(error, BffsError) else 1
+        ctx.exit(code)
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong, on one line."""
+    match error:
+        case BffsError():
+            text = str(error)
+        case OSError(strerror=str(reason), filename=str(name)):
+            text = f"{reason}: {name}"
+        case OSError(strerror=str(reason)):
+            text = reason
+        case _:
+            text = f"internal error: {type(error).__name__}: {error} (-v shows more)"
+    return " ".join(text.split())
+
+
+def _abandon_stdout() -> None:
+    """Let go of output that can't be written, or Python complains about it again when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _table_options(*names: str) -> Any:
+    """A decorator that gives a command these options of the table."""
+
+    def add(command: Any) -> Any:
+        for option in reversed([option for option in OPTIONS if option.name in names]):
+            click.decorators._param_memo(command, _click_option(option))
+        return command
+
+    return add
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from bffs import __version__
+
+        click.echo(f"bffs {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+def main() -> None:
+    """Show an S3 bucket of neuron image stacks as local files, read lazily."""
+
+
+# -- commands ---------------------------------------------------------------------------------------------------
+
+
+def _absolute(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    return None if value is None else absolute_path(value)
+
+
+@main.command()
+@click.argument("mountpoint", callback=_absolute)
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@click.option("--read-only", is_flag=True, expose_value=False, help="Refuse all writing (as is the default).")
+@_table_options("cache-size", "memory", "max-connections", "readahead")
+@click.option("--allow-other", is_flag=True, help="Let other users read the files, too.")
+@click.option("--log-file", metavar="F", callback=_absolute, help="Write messages to this file.")
+@click.option("-o", "fuse_options", metavar="OPTS", multiple=True, help="Options for FUSE, separated by commas.")
+@click.pass_obj
+def mount(
+    given: Given,
+    mountpoint: Path,
+    foreground: bool,
+    allow_other: bool,
+    log_file: Path | None,
+    fuse_options: tuple[str, ...],
+) -> int:
+    """Show the dataset as files below MOUNTPOINT.
+
+    Returns when the files are there, or stays in the foreground with -f.
+    """
+    from bffs.mount import mount
+
+    options = MountOptions(
+        mountpoint=mountpoint,
+        foreground=foreground,
+        allow_other=allow_other,
+        log_file=log_file,
+        fuse_options=tuple(option for text in fuse_options for option in text.split(",") if option),
+        verbosity=max(-1, min(given.verbosity, 2)),
+    )
+    return mount(given.settings(), options)
+
+
+@main.command()
+@click.argument("mountpoint", callback=_absolute)
+def umount(mountpoint: Path) -> None:
+    """Unmount MOUNTPOINT, also after a crash."""
+    from bffs.mount import unmount
+
+    unmount(mountpoint)
+
+
+@main.command()
+@click.argument("names", metavar="[train|test|ID]...", nargs=-1)
+@click.option("--sort", type=click.Choice(["size", "id", "slices"]), default="size", show_default=True, help="Order, smallest first.")
+@click.option("--json", "form", flag_value="json", help="Print a JSON list.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV with a header.")
+@click.pass_obj
+def ls(given: Given, names: tuple[str, ...], sort: str, form: str | None) -> None:
+    """Show how large the specimens are.
+
+    Sizes are those of the slices. The sums for each split are at the end.
+    """
+    from bffs import tables
+
+    catalog = _list(given)
+    table = tables.rows(tables.select(catalog, names), sort)
+    match form:
+        case "json":
+            click.echo(tables.as_json(table), nl=False)
+        case "csv":
+            click.echo(tables.as_csv(table), nl=False)
+        case _:
+            tables.print_table(table, catalog.splits, tables.output())
+
+
+@main.command()
+@click.argument("specimen_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.pass_obj
+def info(given: Given, specimen_id: str, as_json: bool) -> None:
+    """Show what there is of one specimen.
+
+    Of an id in both sets this is the test one; `train/ID` names the other.
+    """
+    from bffs import tables
+
+    about = tables.describe(_list(given).find(specimen_id)[-1], given.settings().dataset)
+    click.echo(json.dumps(about, indent=4) if as_json else tables.as_text(about), nl=as_json)
+
+
+@main.command()
+@click.argument("specimen_id", metavar="[ID]", required=False)
+@click.option("-o", "--output", metavar="FILE", callback=_absolute, help="Write to this file.")
+@click.pass_obj
+def manifest(given: Given, specimen_id: str | None, output: Path | None) -> None:
+    """Print the dataset's manifest, or that of one specimen, as JSON.
+
+    Of an id in both sets this is the test one, as published; `train/ID` names the other.
+    """
+    from bffs.manifest import encode, of_specimen, whole_dataset
+
+    catalog = _list(given)
+    if specimen_id is None:
+        text = encode(whole_dataset(catalog))
+    else:
+        text = encode(of_specimen(catalog.find(specimen_id)[-1], given.settings().dataset))
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        _replace_file(output, text)
+
+
+@main.command()
+@click.argument("mountpoint", callback=_absolute, required=False)
+def demo(mountpoint: Path | None) -> int:
+    """Mount a small made-up dataset from an S3 server of its own."""
+    from bffs.demo import run_demo
+
+    return run_demo(mountpoint)
+
+
+def _list(given: Given) -> Catalog:
+    """The catalog of the dataset that the options name, fresh from the store. Raises BffsError."""
+    settings = given.settings()
+    _log_to_stderr(given.verbosity)
+    from bffs.catalog import list_catalog
+    from bffs.s3 import S3Store
+    from bffs.tables import listing_progress
+
+    with contextlib.closing(S3Store(settings)) as store, listing_progress() as progress:
+        connections = min(16, settings.max_connections)
+        return list_catalog(store, settings.dataset, connections=connections, progress=progress)
+
+
+def _log_to_stderr(verbosity: int) -> None:
+    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
+    logging.basicConfig(format="bffs: %(message)s")
+    logging.getLogger("bffs").setLevel(level.get(verbosity, logging.DEBUG))
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that nobody ever sees half of it. Raises OSError."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():  # a pipe or /dev/stdout: written to, never replaced
+        path.write_bytes(content)
+        return
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete_on_close=False) as file:
+        file.write(content)
+    os.replace(file.name, path)

@@ -1,0 +1,306 @@
+"""The FUSE adapter, and the only import of mfusepy or fusepy: requests in; attributes, bytes and errnos out.
+
+The bindings' own methods turn every reply into new Python objects and swallow errors in their own ways. `_Adapter`
+overrides those that matter: a read fills libfuse's buffer in place, a folder is listed with the attributes of all its
+entries in one go, and every exception becomes an errno of the one table in `errors` - whatever it doesn't know is EIO
+with a traceback in the log, and the mount lives on.
+
+Bindings: mfusepy with libfuse 3, or with libfuse 2 where that is all there is; fusepy (libfuse 2) where mfusepy is absent.
+libfuse 3 is preferred for requests of 1 MiB, which halve the CPU time of a read.
+
+Threads: libfuse calls from many threads at once; the table of handles is a dict whose single operations are atomic.
+libfuse changes the working directory to `/`: nothing below may use a relative path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import importlib
+import itertools
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from bffs.content import Content
+from bffs.errors import MountError, to_errno
+from bffs.tree import Attributes, File, FileSystem, Folder, Node
+
+
+def _load_binding() -> Any:
+    """mfusepy on libfuse 3 if there is one, mfusepy on libfuse 2, or fusepy. Raises MountError."""
+    chosen = "FUSE_LIBRARY_PATH" in os.environ
+    for name in () if chosen else ("libfuse3.so.4", "libfuse3.so.3"):
+        with suppress(OSError):
+            ctypes.CDLL(name)
+            os.environ["FUSE_LIBRARY_PATH"] = name  # mfusepy itself would take libfuse 2 if both are there
+            break
+    try:
+        try:
+            return importlib.import_module("mfusepy")
+        except ImportError:
+            if not chosen:
+                os.environ.pop("FUSE_LIBRARY_PATH", None)  # fusepy knows libfuse 2 only
+            return importlib.import_module("fuse")
+    except ImportError as error:
+        raise MountError("there is no FUSE binding: pip install mfusepy (or fusepy)") from error
+    except OSError as error:
+        raise MountError(
+            "libfuse is missing: apt install fuse3 (with fusepy: libfuse2), or your system's equivalent"
+        ) from error
+
+
+binding = _load_binding()
+log = logging.getLogger(__name__)
+
+TIMEOUT = 24 * 3600.0
+"""Seconds for which the kernel may remember names, attributes and the absence of names: the dataset never changes."""
+
+MAX_BACKGROUND = 64
+MAX_THREADS = 64
+"""Requests in the kernel's queue, and threads that serve them: slow reads must not keep an `ls` waiting."""
+
+REQUEST_SIZE = 1 << 20
+"""Bytes in a read request at most; needs the mount's read_ahead_kb raised too."""
+
+_PARALLEL_DIROPS = 1 << 18
+_READDIR_PLUS = 1
+_FILL_DIR_PLUS = 2
+_XATTR_NAMESPACE = "user."
+
+_version = binding._libfuse.fuse_version()
+LIBFUSE = divmod(_version, 10) if _version < 100 else divmod(_version, 100)
+"""Major and minor version of the libfuse in use."""
+
+
+class _Operations:
+    """Names the operations that are served; the bindings register those that are found here."""
+
+    use_ns = True
+    flag_nullpath_ok = True
+    flag_nopath = True
+
+    getattr = opendir = readdir = releasedir = init = True
+    open = read = release = statfs = getxattr = listxattr = True
+
+
+class _Open(NamedTuple):
+    """What a handle stands for; `content` is None for a folder."""
+
+    node: Node
+    content: Content | None = None
+
+
+class _Adapter(binding.FUSE):  # type: ignore[misc]
+    """Answers libfuse from a `FileSystem`. Constructing one mounts, serves, and returns after the unmount."""
+
+    def __init__(self, session: Session, mountpoint: str, options: dict[str, Any]) -> None:
+        self._session = session
+        self._files = session.files
+        self._handles: dict[int, _Open] = {}
+        self._numbers = itertools.count(1)
+        self._uid, self._gid = os.getuid(), os.getgid()
+        super().__init__(_Operations(), mountpoint, foreground=True, **options)
+
+    def _wrapper(self, method: Any, *args: Any) -> int:
+        try:
+            return method(*args) or 0
+        except BaseException as error:
+            number = to_errno(error)
+            if number is None:
+                log.exception("unexpected error in %s, answered with EIO", method.__name__)
+                number = errno.EIO
+            elif number == errno.EIO:
+                log.error("%s: %s", method.__name__, error)
+            return -number
+
+    def _answer_init(self, conn: Any, config: Any = None) -> None:
+        if config:
+            conn.contents.max_background = MAX_BACKGROUND
+            conn.contents.congestion_threshold = MAX_BACKGROUND * 3 // 4
+            conn.contents.max_readahead = REQUEST_SIZE
+            conn.contents.want |= conn.contents.capable & _PARALLEL_DIROPS
+            config.contents.use_ino = 1
+            config.contents.kernel_cache = 1
+            config.contents.nullpath_ok = 1
+            config.contents.entry_timeout = TIMEOUT
+            config.contents.attr_timeout = TIMEOUT
+            config.contents.negative_timeout = TIMEOUT
+        self._session.started(binding._libfuse)
+
+    def _find(self, path: bytes | None, fip: Any = None) -> Node:
+        """The node of a request: libfuse leaves the path out where there is a handle."""
+        if path is None:
+            return self._handles[fip.contents.fh].node
+        return self._files.find(os.fsdecode(path))
+
+    def _answer_getattr(self, path: bytes | None, buf: Any, fip: Any = None) -> None:
+        ctypes.memset(buf, 0, ctypes.sizeof(binding.c_stat))
+        self._fill(buf.contents, self._find(path, fip).attributes)
+
+    def _fill(self, st: Any, attributes: Attributes) -> None:
+        st.st_ino, st.st_mode, st.st_size, seconds, st.st_nlink = attributes
+        st.st_uid = self._uid
+        st.st_gid = self._gid
+        st.st_blocks = -(-attributes.size // 512)
+        st.st_blksize = REQUEST_SIZE
+        st.st_mtimespec.tv_sec = st.st_ctimespec.tv_sec = st.st_atimespec.tv_sec = seconds
+
+    def opendir(self, path: bytes, fip: Any) -> None:
+        """Open a folder; the kernel may keep its entries."""
+        node = self._find(path)
+        if isinstance(node, File):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        fip.contents.fh = self._keep(_Open(node))
+        fip.contents.keep_cache = 1
+        if hasattr(fip.contents, "cache_readdir"):
+            fip.contents.cache_readdir = 1
+
+    def _answer_readdir(
+        self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any, flags: int = -1
+    ) -> None:
+        """List a folder; `flags` come with libfuse 3, where attributes travel along (readdir-plus)."""
+        node = self._handles[fip.contents.fh].node
+        assert isinstance(node, Folder)
+        plus = () if flags < 0 else (_FILL_DIR_PLUS if flags & _READDIR_PLUS else 0,)
+        st = binding.c_stat()
+        for name in (b".", b".."):
+            filler(buf, name, None, 0, *(plus and (0,)))
+        for entry, child in node.entries.items():
+            self._fill(st, child.attributes)
+            if filler(buf, os.fsencode(entry), st, 0, *plus):
+                return
+
+    def releasedir(self, path: bytes | None, fip: Any) -> None:
+        """Forget a folder's handle."""
+        del self._handles[fip.contents.fh]
+
+    def _keep(self, opened: _Open) -> int:
+        number = next(self._numbers)
+        self._handles[number] = opened
+        return number
+
+    def open(self, path: bytes, fip: Any) -> None:
+        """Open a file for reading."""
+        node = self._find(path)
+        if isinstance(node, Folder):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if fip.contents.flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        fip.contents.fh = self._keep(_Open(node, node.open()))
+        fip.contents.keep_cache = 1
+
+    def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
+        """Fill libfuse's buffer in place."""
+        address = ctypes.addressof(buf.contents)
+        view = memoryview(_array_of(size).from_address(address)).cast("B")
+        content = self._handles[fip.contents.fh].content
+        assert content is not None
+        return content.read_into(offset, view)
+
+    def release(self, path: bytes | None, fip: Any) -> None:
+        """Forget a handle."""
+        del self._handles[fip.contents.fh]
+
+    def statfs(self, path: bytes, buf: Any) -> None:
+        """What df shows: the size of the dataset, all of it used."""
+        size = self._files.find("/").attributes.size
+        st = buf.contents
+        st.f_bsize = st.f_frsize = 4096
+        st.f_blocks = -(-size // 4096)
+        st.f_bfree = st.f_bavail = 0
+        st.f_namemax = 255
+
+    def getxattr(self, path: bytes, name: bytes, value: Any, size: int, *position: Any) -> int:
+        """One extended attribute. Only `user.` exists: ENOTSUP for others keeps `ls -l` from asking again."""
+        wanted = os.fsdecode(name)
+        if not wanted.startswith(_XATTR_NAMESPACE):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        found = self._find(path).xattrs().get(wanted)
+        if found is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return _reply(found, value, size)
+
+    def listxattr(self, path: bytes, names: Any, size: int) -> int:
+        """The names of all extended attributes."""
+        found = self._find(path).xattrs()
+        return _reply(b"".join(os.fsencode(name) + b"\0" for name in found), names, size)
+
+    if hasattr(binding.FUSE, "getattr_fuse_3"):
+        getattr_fuse_2 = getattr_fuse_3 = fgetattr = _answer_getattr
+        readdir_fuse_2 = readdir_fuse_3 = _answer_readdir
+        init_fuse_2 = init_fuse_3 = _answer_init
+    else:
+        getattr = fgetattr = _answer_getattr
+        readdir = _answer_readdir
+        init = _answer_init
+
+
+class Session:
+    """One mount of a file system: `serve` mounts and answers until it is unmounted or `stop` is called.
+
+    `on_ready` is called from a thread of libfuse as soon as the mount answers.
+    """
+
+    def __init__(self, files: FileSystem, on_ready: Callable[[], None]) -> None:
+        self.files = files
+        self.is_ready = False
+        self._on_ready = on_ready
+        self._fuse: int | None = None
+        self._thread: int | None = None
+
+    def serve(self, mountpoint: str, options: dict[str, Any]) -> None:
+        """Mount and answer; returns after the unmount. Raises MountError if libfuse can't mount."""
+        self._thread = threading.get_ident()
+        if LIBFUSE[0] == 2:
+            options = options | {
+                "use_ino": True,
+                "kernel_cache": True,
+                "entry_timeout": TIMEOUT,
+                "attr_timeout": TIMEOUT,
+                "negative_timeout": TIMEOUT,
+                "max_background": MAX_BACKGROUND,
+            }
+        elif LIBFUSE >= (3, 12):
+            # libfuse complains on stderr where only one of the two is given.
+            options = options | {"max_threads": MAX_THREADS, "max_idle_threads": MAX_THREADS}
+        try:
+            _Adapter(self, mountpoint, options)
+        except RuntimeError as error:
+            raise MountError(f"FUSE could not mount at {mountpoint}") from error
+        finally:
+            self._fuse = None
+
+    def started(self, library: Any) -> None:
+        """The kernel has connected; called from `init`."""
+        library.fuse_get_context.restype = ctypes.POINTER(binding.fuse_context)
+        self._fuse = library.fuse_get_context().contents.fuse
+        self.is_ready = True
+        self._on_ready()
+
+    def stop(self) -> None:
+        """Make `serve` return: mark the session as ended and interrupt its wait. From another thread only."""
+        if self._fuse is not None and self._thread is not None:
+            binding._libfuse.fuse_exit(ctypes.c_void_p(self._fuse))
+            signal.pthread_kill(self._thread, signal.SIGTERM)
+
+
+@functools.lru_cache(64)
+def _array_of(size: int) -> Any:
+    """The ctypes type of `size` bytes; ctypes makes it anew each time that nobody holds it."""
+    return ctypes.c_ubyte * size
+
+
+def _reply(data: bytes, into: Any, size: int) -> int:
+    """Answer an extended attribute request: the length alone if no buffer was given."""
+    if size == 0:
+        return len(data)
+    if len(data) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    ctypes.memmove(into, data, len(data))
+    return len(data)

@@ -1,0 +1,240 @@
+"""The composition root: build the layers, mount, say when the tree is usable, serve, and stop it all in reverse.
+
+`mount` forks unless it stays in the foreground. The parent waits for one line on a pipe - the exit code, once the tree
+is usable or has failed - and forwards Ctrl-C; the child keeps the terminal until then, so its errors and the progress of
+the listing are seen, and leaves it after. All threads start after the fork.
+
+In the driver, the main thread waits for signals while FUSE serves on a thread of its own: Python's handlers run in the
+main thread only, and libfuse's loop would never give it back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bffs import mountpoint as mountpoints
+from bffs.errors import BffsError, MountError
+from bffs.settings import MountOptions, Settings
+
+log = logging.getLogger(__name__)
+
+ListingProgress = Callable[[int, int, int], None]
+ShowProgress = Callable[[], AbstractContextManager[ListingProgress | None]]
+
+READ_AHEAD_KB = 1024
+"""Kernel readahead of the mount; requests are 1 MiB with it, 128 KiB without, at twice the CPU time."""
+
+_ENDED = b"\0"
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
+def mount(
+    settings: Settings, options: MountOptions, show_progress: ShowProgress = nullcontext
+) -> int:
+    """Mount, and return the exit code: at once when the tree is usable, or after the unmount in the foreground.
+
+    `show_progress` makes a context that yields the callback of a listing. Raises BffsError before the fork or in the
+    foreground; a forked driver reports its own.
+    """
+    mountpoint = mountpoints.normalize(options.mountpoint)
+    mountpoints.check(mountpoint, allow_other=options.allow_other)
+    from bffs import fuse  # noqa: F401, PLC0415 - raises MountError where FUSE is missing, better now than forked
+
+    if options.foreground:
+        _drive(settings, options, mountpoint, show_progress, lambda: None)
+        return 0
+    return _fork(lambda ready: _drive(settings, options, mountpoint, show_progress, ready))
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount; see `mountpoint.unmount`."""
+    mountpoints.unmount(mountpoints.normalize(mountpoint))
+
+
+def _fork(drive: Callable[[Callable[[], None]], None]) -> int:
+    """Run `drive` in a daemon; returns its exit code once it calls `ready`, or fails before."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return _await_daemon(reader, pid)
+    os.close(reader)
+    os.setsid()
+    with os.fdopen(writer, "wb", buffering=0) as pipe:
+        os._exit(_report(drive, pipe))
+
+
+def _report(drive: Callable[[Callable[[], None]], None], pipe: BinaryIO) -> int:
+    """Run `drive` and tell its exit code through `pipe`, which is closed once the tree is usable."""
+
+    def ready() -> None:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(nothing, fd)
+        os.close(nothing)
+        pipe.write(b"0")
+        pipe.close()
+
+    code = 1
+    try:
+        drive(ready)
+        return 0
+    except BffsError as error:
+        code = error.exit_code
+        log.error("%s", error)
+        print(f"bffs: {error}", file=sys.stderr)
+    except BaseException:
+        log.exception("the driver failed")
+        print("bffs: internal error in the driver (-v shows more)", file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        if not pipe.closed:
+            pipe.write(str(code).encode())
+    return code
+
+
+def _await_daemon(reader: int, pid: int) -> int:
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            said = pipe.read()
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        return 130
+    return int(said) if said else 1
+
+
+def _drive(
+    settings: Settings,
+    options: MountOptions,
+    mountpoint: Path,
+    show_progress: ShowProgress,
+    ready: Callable[[], None],
+) -> None:
+    """Be the driver: returns after the unmount. Raises BffsError."""
+    from bffs import layout  # noqa: PLC0415
+    from bffs.blocks import BlockReader  # noqa: PLC0415
+    from bffs.cache import DiskCache  # noqa: PLC0415
+    from bffs.catalog import list_catalog  # noqa: PLC0415
+    from bffs.fuse import Session  # noqa: PLC0415
+    from bffs.readahead import Readahead  # noqa: PLC0415
+    from bffs.s3 import S3Store  # noqa: PLC0415
+    from bffs.tree import Tree  # noqa: PLC0415
+
+    _raise_file_limit()
+    mountpoints.mark_driver(mountpoint)
+    with ExitStack() as stack:
+        store = S3Store(settings)
+        stack.callback(store.close)
+        with show_progress() as progress:
+            catalog = list_catalog(store, settings.dataset, progress=progress)
+        cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
+        stack.callback(cache.close)
+        blocks = BlockReader(
+            store, cache, memory=settings.memory, connections=settings.max_connections
+        )
+        stack.callback(blocks.close)
+        readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
+        tree = Tree(layout.build(catalog, settings.dataset, readahead, cache))
+        signals = stack.enter_context(_Signals())
+        session = Session(tree, on_ready=signals.end)
+        blocks.start()
+
+        failure: list[BaseException] = []
+
+        def serve() -> None:
+            try:
+                session.serve(str(mountpoint), _fuse_options(settings, options))
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                signals.end()
+
+        serving = threading.Thread(target=serve, name="bffs-fuse", daemon=True)
+        serving.start()
+        stack.callback(serving.join)
+        stack.callback(session.stop)
+        stack.callback(blocks.abort)
+        signals.wait()
+        if not session.is_ready:
+            raise failure[0] if failure else MountError("stopped before the mount was usable")
+        _raise_readahead(mountpoint)
+        ready()
+        signals.wait()
+        if failure:
+            raise failure[0]
+
+
+class _Signals(AbstractContextManager["_Signals"]):
+    """Wakes the main thread for a signal to stop, or when `end` is called from another thread.
+
+    Events won't do: a handler that sets one while the same thread waits for it can deadlock.
+    """
+
+    def __enter__(self) -> _Signals:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (*_STOP_SIGNALS, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+
+    def end(self) -> None:
+        """Wake the main thread."""
+        os.write(self._writer, _ENDED)
+
+    def wait(self) -> None:
+        """Wait for a signal that asks to stop, or for `end`."""
+        while True:
+            said = os.read(self._reader, 1)
+            if said == _ENDED or said[0] in _STOP_SIGNALS:
+                return
+
+
+def _fuse_options(settings: Settings, options: MountOptions) -> dict[str, Any]:
+    """libfuse's mount options; the user's own come last."""
+    chosen: dict[str, Any] = {
+        "fsname": settings.dataset.bucket.replace(",", "_"),
+        "subtype": "bffs",
+        "ro": True,
+        "default_permissions": True,
+    }
+    if options.allow_other:
+        chosen["allow_other"] = True
+    for option in options.fuse_options:
+        for word in option.split(","):
+            name, equals, value = word.partition("=")
+            if name:
+                chosen[name] = value if equals else True
+    return chosen
+
+
+def _raise_file_limit() -> None:
+    """As many open files as allowed: two for each cached object in use, one a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _raise_readahead(mountpoint: Path) -> None:
+    """Raise the mount's kernel readahead, where this user may."""
+    mounted = mountpoints.mount_at(mountpoint)
+    if mounted is None:
+        return
+    knob = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
+    try:
+        knob.write_text(str(READ_AHEAD_KB))
+    except OSError as error:
+        log.info("kernel readahead stays at its default (%s): as root, echo %d > %s", error, READ_AHEAD_KB, knob)

@@ -1,0 +1,197 @@
+"""Mountpoints: what is mounted where, whether a folder may become one, and unmounting, also after a crash.
+
+Only `/proc/self/mountinfo` is asked about mounts, never the mounts themselves: a dead one answers nothing but ENOTCONN,
+a busy one perhaps nothing at all.
+
+A driver holds a lock on a small file named after its mountpoint in the user's runtime folder, with its process id in
+it, so that `unmount` can wait until the driver has gone. The kernel drops the lock with the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from bffs.errors import MountError
+from bffs.private import own_folder
+
+FILE_SYSTEM = "fuse.bffs"
+UNMOUNT_WAIT = 5.0
+"""Seconds that an unmounted driver has to go away by itself, and again after it was told to."""
+
+
+class Mount(NamedTuple):
+    """A line of mountinfo: where, of which type, and its device number (`major:minor`)."""
+
+    mountpoint: Path
+    file_system: str
+    device: str
+
+
+def mounts() -> Iterator[Mount]:
+    """All mounts, the topmost last (proc_pid_mountinfo(5))."""
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        device, _, mountpoint = fields.split(" ")[2:5]
+        unescaped = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), mountpoint)
+        yield Mount(Path(unescaped), rest.split(" ")[0], device)
+
+
+def mount_at(mountpoint: Path) -> Mount | None:
+    """The topmost mount at an absolute path."""
+    found = [mount for mount in mounts() if mount.mountpoint == mountpoint]
+    return found[-1] if found else None
+
+
+def normalize(mountpoint: Path) -> Path:
+    """An absolute path without links, without touching what may be mounted at its end."""
+    absolute = Path(os.path.abspath(mountpoint))
+    return absolute.parent.resolve() / absolute.name if absolute.name else absolute
+
+
+def check(mountpoint: Path, *, allow_other: bool) -> None:
+    """Make sure that a mount at `mountpoint` can work; a dead mount of ours there is removed first.
+
+    Raises MountError saying what to do.
+    """
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("/dev/fuse is missing: load the kernel module (modprobe fuse), or start the container with it")
+    if os.geteuid() != 0:
+        if shutil.which("fusermount3") is None and shutil.which("fusermount") is None:
+            raise MountError("fusermount3 is missing: apt install fuse3 (or your system's equivalent)")
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            raise MountError("/dev/fuse may not be used by this user: add the user to its group, or chmod 666 /dev/fuse")
+        if allow_other and not _others_allowed():
+            raise MountError("--allow-other needs the line user_allow_other in /etc/fuse.conf")
+    existing = mount_at(mountpoint)
+    if existing is not None and existing.file_system == FILE_SYSTEM:
+        if not is_dead(mountpoint):
+            raise MountError(f"{mountpoint} is mounted already; `bffs umount {mountpoint}` first")
+        unmount(mountpoint)
+    try:
+        if not mountpoint.is_dir():
+            what = "is not a folder" if mountpoint.exists() else f"does not exist; mkdir -p {mountpoint}"
+            raise MountError(f"{mountpoint} {what}")
+        if any(mountpoint.iterdir()):
+            raise MountError(f"{mountpoint} is not empty; its files would be hidden: use an empty folder")
+        if os.geteuid() != 0 and not os.access(mountpoint, os.W_OK):
+            raise MountError(f"{mountpoint} can't be mounted on: this user may not write to it")
+    except OSError as error:
+        raise MountError(f"{mountpoint} can't be used: {error.strerror}") from error
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Whether the driver of the mount there has gone without unmounting."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount a mount of ours, dead or alive, and wait for its driver to end. Raises MountError.
+
+    One that is in use is detached all the same, and its driver told to end: reads in progress fail, nothing is lost.
+    """
+    existing = mount_at(mountpoint)
+    if existing is None:
+        raise MountError(f"nothing is mounted at {mountpoint}")
+    if existing.file_system != FILE_SYSTEM:
+        raise MountError(f"{mountpoint} is a mount of {existing.file_system}, not of bffs; umount {mountpoint}")
+    busy = not _run_unmount(mountpoint, lazy=False) and not _run_unmount(mountpoint, lazy=True)
+    if busy and mount_at(mountpoint) is not None:
+        raise MountError(f"{mountpoint} can't be unmounted: is it another user's?")
+    driver = _Lock(mountpoint)
+    if not driver.wait(UNMOUNT_WAIT / 5) and (pid := driver.pid()) is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
+        driver.wait(UNMOUNT_WAIT)
+
+
+def mark_driver(mountpoint: Path) -> None:
+    """Mark this process as the driver of `mountpoint` until it ends."""
+    _Lock(mountpoint).hold()
+
+
+class _Lock:
+    """The lock file of a mountpoint's driver. Without a runtime folder it does nothing."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        name = xxhash.xxh3_64_hexdigest(os.fsencode(mountpoint))
+        self._path = _runtime_folder() / f"{name}.pid"
+        self._fd = -1
+
+    def hold(self) -> None:
+        with suppress(OSError):
+            own_folder(self._path.parent)
+            self._fd = os.open(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+
+    def pid(self) -> int | None:
+        with suppress(OSError, ValueError):
+            return int(self._path.read_text())
+        return None
+
+    def wait(self, seconds: float) -> bool:
+        """Whether nobody holds the lock any more within `seconds`."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return True
+        try:
+            end = time.monotonic() + seconds
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._path.unlink(missing_ok=True)
+                    return True
+                except OSError:
+                    if time.monotonic() > end:
+                        return False
+                time.sleep(0.02)
+        finally:
+            os.close(fd)
+
+
+def _runtime_folder() -> Path:
+    if "XDG_RUNTIME_DIR" in os.environ:
+        return Path(os.environ["XDG_RUNTIME_DIR"]) / "bffs"
+    return Path(tempfile.gettempdir()) / f"bffs-{os.getuid()}"
+
+
+def _run_unmount(mountpoint: Path, *, lazy: bool) -> bool:
+    """Run the system's unmount command; whether it succeeded."""
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), str(mountpoint)]
+    else:
+        program = shutil.which("fusermount3") or "fusermount"
+        command = [program, "-u", *(["-z"] if lazy else []), str(mountpoint)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _others_allowed() -> bool:
+    with suppress(OSError):
+        lines = Path("/etc/fuse.conf").read_text().splitlines()
+        return any(line.strip() == "user_allow_other" for line in lines)
+    return False

@@ -1,0 +1,111 @@
+"""Readahead: tells `blocks` what readers will want next.
+
+Every slice that is read through `Readahead.content` reports its demands to the Predictor of its specimen, and what that
+predicts is queued as prefetch: the rest of the same slice before the next slices. How far ahead follows from what the
+link carries and from a share of the memory budget.
+
+Threads: contents are read from any thread. Each specimen's predictor has a lock, held for microseconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from bffs.blocks import PART, BlockReader, Priority
+from bffs.content import Content
+from bffs.predictor import Plan, Predictor
+from bffs.store import ObjectInfo
+
+ACTIVE = 3.0
+"""Seconds after its last demand during which a specimen counts as being read, and gets its share of memory."""
+
+
+class Readahead:
+    """Follows all readers of a mount. `most` is the bytes to read ahead, None for as much as is useful."""
+
+    def __init__(self, blocks: BlockReader, *, memory: int, most: int | None) -> None:
+        self.blocks = blocks
+        self._share = memory // 2
+        self._most = most
+        self._last_demand: dict[str, float] = {}
+
+    def specimen(self, name: str, slices: Sequence[ObjectInfo]) -> SpecimenReadahead:
+        """A follower for one specimen's readers; `name` is unique in the mount."""
+        return SpecimenReadahead(self, name, slices)
+
+    def depth(self, name: str) -> int:
+        """Bytes that may be ahead of the reader of specimen `name`, which is demanding something now."""
+        now = time.monotonic()
+        self._last_demand[name] = now
+        active = sum(now - last < ACTIVE for last in tuple(self._last_demand.values()))
+        useful = 2 * self.blocks.link.window + 2 * PART
+        return min(self._share // active, useful if self._most is None else self._most)
+
+
+class SpecimenReadahead:
+    """Follows the readers of one specimen."""
+
+    def __init__(self, readahead: Readahead, name: str, slices: Sequence[ObjectInfo]) -> None:
+        self._readahead = readahead
+        self._blocks = readahead.blocks
+        self._name = name
+        self._slices = slices
+        self._lock = threading.Lock()
+        self._predictor = Predictor([obj.size for obj in slices])
+        self._tracks: set[int] = set()
+
+    def content(self, index: int) -> Content:
+        """The content of a slice, for a handle that is being opened."""
+        with self._lock:
+            self._predictor.opened(index)
+        return _SliceContent(self, self._blocks, self._slices[index], index)
+
+    def demanded(self, index: int, start: int, stop: int) -> None:
+        """A reader asks for these bytes of slice `index` now."""
+        depth = self._readahead.depth(self._name)
+        if not depth:
+            return
+        with self._lock:
+            plan = self._predictor.demanded(index, start, stop, depth)
+        if plan is not None:
+            self._follow(plan, index)
+
+    def _follow(self, plan: Plan, index: int) -> None:
+        if plan.jump:
+            for track in self._tracks - {plan.track}:
+                for priority in Priority:
+                    self._blocks.cancel((self._name, track, priority))
+            self._tracks.clear()
+        self._tracks.add(plan.track)
+        same = [w for w in plan.wishes if w.slice == index]
+        others = [w for w in plan.wishes if w.slice != index]
+        for priority, wishes in ((Priority.FILE, same), (Priority.SLICES, others)):
+            self._blocks.prefetch(
+                (self._name, plan.track, priority),
+                priority,
+                [(self._slices[w.slice], w.start, w.stop) for w in wishes],
+            )
+
+
+class _SliceContent:
+    """A slice whose demands are followed; see `Content`."""
+
+    def __init__(
+        self, follower: SpecimenReadahead, blocks: BlockReader, obj: ObjectInfo, index: int
+    ) -> None:
+        self._follower = follower
+        self._blocks = blocks
+        self._obj = obj
+        self._index = index
+
+    @property
+    def size(self) -> int:
+        return self._obj.size
+
+    def read_into(self, offset: int, into: memoryview) -> int:
+        stop = min(offset + len(into), self._obj.size)
+        if offset < stop:
+            self._follower.demanded(self._index, offset, stop)
+        return self._blocks.read_into(self._obj, offset, into)

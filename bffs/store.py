@@ -1,0 +1,61 @@
+"""The value types that all layers speak, and the protocol of an object store.
+
+An object is known by key *and* ETag: an `ObjectInfo` names one immutable version, and every block, cache file
+and open handle belongs to exactly one version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+
+class ObjectInfo(NamedTuple):
+    """One version of one object, as it was listed.
+
+    `etag` is without quotes; `size` in bytes; `mtime` in whole seconds since 1970 UTC (the store's LastModified).
+    """
+
+    key: str
+    etag: str
+    size: int
+    mtime: int
+
+
+class ByteRange(NamedTuple):
+    """Half-open range of bytes: `start` is in it, `stop` is not."""
+
+    start: int
+    stop: int
+
+
+class Listing(NamedTuple):
+    """One page of a listing: the objects on it, and the folders when a delimiter was used."""
+
+    objects: list[ObjectInfo]
+    folders: list[str]
+
+
+class ObjectStore(Protocol):
+    """Read-only access to one bucket. All methods may be called from any thread.
+
+    There is no method that writes, on purpose.
+    """
+
+    def list(self, prefix: str, *, folders: bool = False) -> Iterator[Listing]:
+        """Pages of the keys below `prefix`; with `folders`, only its own level and the prefixes one deeper.
+
+        Raises StoreError.
+        """
+        ...
+
+    def read_into(
+        self, obj: ObjectInfo, start: int, buffer: memoryview, advance: Callable[[int], None]
+    ) -> None:
+        """Fill `buffer` with the bytes of this version of `obj` from offset `start` on.
+
+        `advance(n)` is called from this thread as soon as the first `n` bytes of the buffer are valid, for growing
+        `n` and last with the buffer's length. Raises ObjectChanged where the version is gone, StoreError otherwise;
+        what `advance` has reported stays valid even then.
+        """
+        ...

@@ -1,0 +1,189 @@
+"""What the commands print about a dataset: tables, lists and records made from a catalog.
+
+Pure functions without I/O, but for `print_table` and `listing_progress`, which draw on the terminal. What goes into
+a pipe has no colours and is never wrapped or cut.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bffs.catalog import Catalog, Specimen, base_name
+from bffs.settings import Dataset
+from bffs.units import format_size, format_time, natural_key
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 10_000
+"""Columns that no line reaches, so that rich neither wraps nor cuts one."""
+
+
+class Row(NamedTuple):
+    """One specimen in the size table; `bytes` are those of the slices, as in the published manifest."""
+
+    id: str
+    split: str
+    slices: int
+    bytes: int
+    swc: bool
+
+
+SORT_KEYS: dict[str, Callable[[Row], Any]] = {
+    "size": lambda row: row.bytes,
+    "id": lambda row: natural_key(row.id),
+    "slices": lambda row: row.slices,
+}
+
+
+def select(catalog: Catalog, names: Sequence[str]) -> list[Specimen]:
+    """The specimens that `names` name by split, id or `<split>/<id>`, each once; without names all of them.
+
+    Raises NoSuchSpecimen.
+    """
+    if not names:
+        return list(catalog.specimens)
+    chosen: dict[tuple[str, str], Specimen] = {}
+    for name in names:
+        split = name.rstrip("/")
+        found = catalog.of_split(split) if split in catalog.splits else catalog.find(name)
+        chosen.update({(specimen.split, specimen.id): specimen for specimen in found})
+    return list(chosen.values())
+
+
+def rows(specimens: Iterable[Specimen], sort: str) -> list[Row]:
+    """A row for each specimen in the order of `sort`, smallest first; the id decides between equals."""
+    return sorted(
+        map(_row, specimens), key=lambda row: (SORT_KEYS[sort](row), natural_key(row.id), row.split)
+    )
+
+
+def _row(specimen: Specimen) -> Row:
+    swc = specimen.swc is not None
+    return Row(specimen.id, specimen.split, len(specimen.slices), specimen.slice_bytes, swc)
+
+
+def as_json(table: Iterable[Row]) -> str:
+    """The rows as a list of objects."""
+    return json.dumps([row._asdict() for row in table], indent=4) + "\n"
+
+
+def as_csv(table: Iterable[Row]) -> str:
+    """The rows under a header; `swc` is true or false."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(row._replace(swc=json.dumps(row.swc)) for row in table)
+    return text.getvalue()
+
+
+def totals(table: Sequence[Row], splits: Iterable[str]) -> list[tuple[str, str]]:
+    """A label and the sums for each of `splits` that is in the table, and for all if that isn't just one."""
+    present = [split for split in splits if any(row.split == split for row in table)]
+    sums = [(split, _sums([row for row in table if row.split == split])) for split in present]
+    return sums if len(sums) == 1 else [*sums, ("total", _sums(table))]
+
+
+def _sums(table: Sequence[Row]) -> str:
+    size = format_size(sum(row.bytes for row in table))
+    return f"{_count(len(table), 'specimen')}, {_count(sum(row.slices for row in table), 'slice')}, {size}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def print_table(table: Sequence[Row], splits: Iterable[str], console: Console) -> None:
+    """Print the rows, one a line, and below them the totals in the order of `splits`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("id")
+    grid.add_column("split")
+    grid.add_column("slices", justify="right")
+    grid.add_column("size", justify="right")
+    grid.add_column("swc", justify="right")
+    for row in table:
+        # Text, not str: an id is a stranger's, rich would take [brackets] in it for markup
+        grid.add_row(
+            Text(row.id), Text(row.split), f"{row.slices}", format_size(row.bytes), "yes" if row.swc else "no"
+        )
+    console.print(grid)
+    console.print()
+    sums = totals(table, splits)
+    width = max(len(label) for label, _ in sums)
+    for label, text in sums:
+        console.print(Text(f"{label:{width}}  {text}"))
+
+
+def output() -> Console:
+    """The console on standard output, as wide as any line needs."""
+    from rich.console import Console
+
+    return Console(width=_WIDE, highlight=False)
+
+
+def describe(specimen: Specimen, dataset: Dataset) -> dict[str, Any]:
+    """All that the listing tells about a specimen. Sizes in bytes, times in UTC."""
+    objects = list(specimen.objects())
+    return {
+        **_row(specimen)._asdict(),
+        "endpoint_url": dataset.endpoint_url,
+        "bucket": dataset.bucket,
+        "prefix": specimen.prefix,
+        "smallest_slice": min((obj.size for obj in specimen.slices), default=None),
+        "largest_slice": max((obj.size for obj in specimen.slices), default=None),
+        "first_slice": base_name(specimen.slices[0].key) if specimen.slices else None,
+        "last_slice": base_name(specimen.slices[-1].key) if specimen.slices else None,
+        "swc_file": base_name(specimen.swc.key) if specimen.swc else None,
+        "swc_bytes": specimen.swc.size if specimen.swc else None,
+        "files": len(objects),
+        "file_bytes": sum(obj.size for obj in objects),
+        "oldest": format_time(min(obj.mtime for obj in objects)),
+        "newest": format_time(max(obj.mtime for obj in objects)),
+    }
+
+
+def as_text(about: dict[str, Any]) -> str:
+    """A description (see `describe`) for people, a line for each fact."""
+    smallest, largest = about["smallest_slice"], about["largest_slice"]
+    size = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
+    facts = {
+        "specimen": f"{about['split']}/{about['id']}",
+        "where": f"{about['endpoint_url'] or 'AWS'} bucket {about['bucket']}, {about['prefix']}",
+        "slices": f"{about['slices']:,}, {format_size(about['bytes'])} ({about['bytes']:,} bytes)",
+    }
+    if about["slices"]:
+        facts["each"] = f"{size} bytes"
+        facts["first"] = about["first_slice"]
+        facts["last"] = about["last_slice"]
+    facts["swc"] = f"{about['swc_file']}, {format_size(about['swc_bytes'])}" if about["swc"] else "none"
+    facts["files"] = f"{about['files']:,}, {format_size(about['file_bytes'])}"
+    facts["uploaded"] = f"{about['oldest']} to {about['newest']}"
+    return "".join(f"{label:10}{fact}\n" for label, fact in facts.items())
+
+
+@contextmanager
+def listing_progress() -> Iterator[Callable[[int, int, int], None] | None]:
+    """A bar on standard error while the bucket is listed; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = TextColumn("listing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[keys]:,} keys")
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, keys=0)
+
+        def show(done: int, folders: int, keys: int) -> None:
+            bar.update(task, completed=done, total=folders, keys=keys)
+
+        yield show

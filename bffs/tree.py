@@ -1,0 +1,141 @@
+"""The tree: folders and files, found by path; what every layer of the mount speaks.
+
+A `Folder` learns its entries when it is first asked for them. Nothing in here touches the network: names, sizes and times
+are known from the catalog.
+
+Threads: nodes are immutable but for the lazily made entries of a folder, which two threads may make at once with the
+same result.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import xxhash
+
+from bffs.content import Content
+
+_FIRST_FREE_INODE = 2
+
+
+class Attributes(NamedTuple):
+    """What stat tells of a node. `size` in bytes, `mtime` in seconds since 1970."""
+
+    ino: int
+    mode: int
+    size: int
+    mtime: int
+    nlink: int
+
+
+class Weight(NamedTuple):
+    """What a folder holds: bytes of all files below it, the latest of their times, folders directly in it."""
+
+    size: int
+    mtime: int
+    folders: int
+
+
+class File:
+    """A read-only file: its attributes, how to open it, and its extended attributes."""
+
+    __slots__ = ("_attributes", "_known", "open", "xattrs")
+
+    def __init__(
+        self,
+        attributes: Callable[[], Attributes],
+        open: Callable[[], Content],
+        xattrs: Callable[[], Mapping[str, bytes]] = dict,
+    ) -> None:
+        self._attributes = attributes
+        self._known: Attributes | None = None
+        self.open = open
+        self.xattrs = xattrs
+
+    @property
+    def attributes(self) -> Attributes:
+        """What stat tells, made at the first call."""
+        if self._known is None:
+            self._known = self._attributes()
+        return self._known
+
+
+class Folder:
+    """A read-only folder, made of its entries when they are first asked for."""
+
+    def __init__(
+        self, path: str, weigh: Callable[[], Weight], entries: Callable[[], Mapping[str, Node]]
+    ) -> None:
+        self._path = path
+        self._weigh = weigh
+        self._entries = entries
+
+    @cached_property
+    def attributes(self) -> Attributes:
+        """`size` is the sum of all files below, so that `ls -l` shows what a folder weighs."""
+        size, mtime, folders = self._weigh()
+        return Attributes(inode(self._path), stat.S_IFDIR | 0o555, size, mtime, 2 + folders)
+
+    @cached_property
+    def entries(self) -> Mapping[str, Node]:
+        """Nodes by name, in the order of their names."""
+        return dict(sorted(self._entries().items()))
+
+    def xattrs(self) -> Mapping[str, bytes]:
+        """Folders have none."""
+        return {}
+
+
+Node = File | Folder
+
+
+class FileSystem(Protocol):
+    """What the FUSE adapter serves. Every method may be called from any thread and raises OSError or BffsError."""
+
+    def find(self, path: str) -> Node:
+        """The node at an absolute path. Raises FileNotFoundError or NotADirectoryError."""
+        ...
+
+    def statfs(self) -> os.statvfs_result | None:
+        """The disk that new files go to, or None for a file system that takes none."""
+        ...
+
+
+class Tree:
+    """A read-only `FileSystem` below one root folder."""
+
+    def __init__(self, root: Folder) -> None:
+        self.root = root
+
+    def find(self, path: str) -> Node:
+        """See `FileSystem.find`."""
+        node: Node = self.root
+        for name in path.split("/"):
+            if not name:
+                continue
+            if isinstance(node, File):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            found = node.entries.get(name)
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            node = found
+        return node
+
+    def statfs(self) -> None:
+        """A read-only tree takes no files."""
+        return None
+
+
+def inode(path: str) -> int:
+    """The inode number of a path within the mount, the same in every mount."""
+    return max(_FIRST_FREE_INODE, xxhash.xxh3_64_intdigest(os.fsencode(path)) >> 1)
+
+
+def file_attributes(path: str, size: int, mtime: int) -> Attributes:
+    """Attributes of a read-only file."""
+    return Attributes(inode(path), stat.S_IFREG | 0o444, size, mtime, 1)

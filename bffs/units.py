@@ -1,0 +1,52 @@
+"""Sizes, names and times as people write and read them; pure functions without state."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+_SUFFIXES = ("B", "K", "M", "G", "T", "P")
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?\s*", re.IGNORECASE)
+_DIGITS = re.compile(r"(\d+)")
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by `50G`, `512MiB`, `1.5T` or `4096`; suffixes are powers of 1024, as in `ls -h`.
+
+    Raises ValueError for anything else.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 512M or 50G")
+    number, suffix = match.groups()
+    return int(float(number) * 1024 ** _SUFFIXES.index(suffix.upper() or "B"))
+
+
+def format_size(size: int) -> str:
+    """`size` bytes in at most five characters, rounded up as `ls -lh` does: 512, 9.8K, 25G."""
+    value = float(size)
+    for suffix in _SUFFIXES:
+        if value <= 1023 or suffix == _SUFFIXES[-1]:
+            break
+        value /= 1024
+    if suffix == "B":
+        return f"{size}"
+    tenths = math.ceil(value * 10)
+    return f"{tenths / 10:.1f}{suffix}" if tenths < 100 else f"{math.ceil(value)}{suffix}"
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key under which runs of digits compare as numbers: slice-9 before slice-10."""
+    return tuple(
+        (1, int(piece)) if piece.isdecimal() else (0, piece) for piece in _DIGITS.split(name) if piece
+    )
+
+
+def format_time(seconds: int) -> str:
+    """Seconds since 1970 as UTC in ISO 8601: 2019-08-14T21:05:33Z."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
