@@ -11,9 +11,8 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bffs.errors import BffsError
-from bffs.settings import OPTIONS, MountOptions, Option, Settings, absolute_path, config_file, resolve
+from bffs.settings import (
+    OPTIONS,
+    MountOptions,
+    Option,
+    Settings,
+    absolute_path,
+    config_file,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from bffs.catalog import Catalog
@@ -39,6 +46,7 @@ class Given:
 
     flags: dict[str, str] = field(default_factory=dict)
     verbosity: int = 0
+    """-1 quiet, 0 warnings, 1 information, 2 debugging."""
 
     def settings(self) -> Settings:
         """The flags merged with the environment and the files. Raises UsageError."""
@@ -51,27 +59,37 @@ def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 def _raise_verbosity(ctx: click.Context, param: click.Parameter, value: int) -> None:
-    ctx.ensure_object(Given).verbosity += value if param.name == "verbose" else -value
+    given = ctx.ensure_object(Given)
+    change = value if param.name == "verbose" else -value
+    given.verbosity = max(-1, min(given.verbosity + change, 2))
 
 
-def _click_option(option: Option) -> click.Option:
-    """An option of the table as click knows it; its text is kept for `resolve`."""
-    switch: dict[str, Any] = {} if option.metavar else {"is_flag": True, "flag_value": "yes"}
-    return click.Option(
-        [option.flag],
-        type=str,
-        default=None,
-        metavar=option.metavar,
-        help=option.help if not option.default or switch else f"{option.help} [{option.default}]",
-        expose_value=False,
-        callback=_remember,
-        **switch,
-    )
+def _attributes(option: Option) -> dict[str, Any]:
+    """An option of the table as click wants it described; its text is kept for `resolve`."""
+    shown = f" [{option.default}]" if option.default and not option.in_profile else ""
+    kind: dict[str, Any] = {"metavar": option.metavar}
+    switch: dict[str, Any] = {"is_flag": True, "flag_value": "yes"}
+    return {
+        "type": str,
+        "default": None,
+        "help": option.help + shown,
+        "expose_value": False,
+        "callback": _remember,
+        **(kind if option.metavar else switch),
+    }
+
+
+def _table_option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that gives a command this option of the table."""
+    option = next(option for option in OPTIONS if option.name == name)
+    return click.option(option.flag, **_attributes(option))
 
 
 def _common_options() -> list[click.Parameter]:
     """The options that may stand before and after any command."""
-    of_table = [_click_option(option) for option in OPTIONS if option.common]
+    of_table = [
+        click.Option([option.flag], **_attributes(option)) for option in OPTIONS if option.common
+    ]
     count: dict[str, Any] = {"count": True, "expose_value": False, "callback": _raise_verbosity}
     verbose = click.Option(["-v", "--verbose"], help="Say more; twice for all.", **count)
     quiet = click.Option(["-q", "--quiet"], help="Say errors only.", **count)
@@ -120,10 +138,8 @@ def _explain(error: Exception) -> str:
     match error:
         case BffsError():
             text = str(error)
-        case OSError(strerror=str(reason), filename=str(name)):
-            text = f"{reason}: {name}"
         case OSError(strerror=str(reason)):
-            text = reason
+            text = f"{reason}: {error.filename}" if error.filename else reason
         case _:
             text = f"internal error: {type(error).__name__}: {error} (-v shows more)"
     return " ".join(text.split())
@@ -138,17 +154,6 @@ def _abandon_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _table_options(*names: str) -> Any:
-    """A decorator that gives a command these options of the table."""
-
-    def add(command: Any) -> Any:
-        for option in reversed([option for option in OPTIONS if option.name in names]):
-            click.decorators._param_memo(command, _click_option(option))
-        return command
-
-    return add
-
-
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from bffs import __version__
@@ -157,8 +162,17 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
         ctx.exit()
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version.",
+)
 def main() -> None:
     """Show an S3 bucket of neuron image stacks as local files, read lazily."""
 
@@ -173,11 +187,22 @@ def _absolute(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @main.command()
 @click.argument("mountpoint", callback=_absolute)
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option("--read-only", is_flag=True, expose_value=False, help="Refuse all writing (as is the default).")
-@_table_options("cache-size", "memory", "max-connections", "readahead")
+@click.option(
+    "--read-only", is_flag=True, expose_value=False, help="Refuse all writing (as is the default)."
+)
+@_table_option("cache-size")
+@_table_option("memory")
+@_table_option("max-connections")
+@_table_option("readahead")
 @click.option("--allow-other", is_flag=True, help="Let other users read the files, too.")
 @click.option("--log-file", metavar="F", callback=_absolute, help="Write messages to this file.")
-@click.option("-o", "fuse_options", metavar="OPTS", multiple=True, help="Options for FUSE, separated by commas.")
+@click.option(
+    "-o",
+    "fuse_options",
+    metavar="OPTS",
+    multiple=True,
+    help="Options for FUSE, separated by commas.",
+)
 @click.pass_obj
 def mount(
     given: Given,
@@ -192,6 +217,7 @@ def mount(
     Returns when the files are there, or stays in the foreground with -f.
     """
     from bffs.mount import mount
+    from bffs.tables import listing_progress
 
     options = MountOptions(
         mountpoint=mountpoint,
@@ -199,9 +225,9 @@ def mount(
         allow_other=allow_other,
         log_file=log_file,
         fuse_options=tuple(option for text in fuse_options for option in text.split(",") if option),
-        verbosity=max(-1, min(given.verbosity, 2)),
+        verbosity=given.verbosity,
     )
-    return mount(given.settings(), options)
+    return mount(given.settings(), options, listing_progress)
 
 
 @main.command()
@@ -215,7 +241,13 @@ def umount(mountpoint: Path) -> None:
 
 @main.command()
 @click.argument("names", metavar="[train|test|ID]...", nargs=-1)
-@click.option("--sort", type=click.Choice(["size", "id", "slices"]), default="size", show_default=True, help="Order, smallest first.")
+@click.option(
+    "--sort",
+    type=click.Choice(["size", "id", "slices"]),
+    default="size",
+    show_default=True,
+    help="Order, smallest first.",
+)
 @click.option("--json", "form", flag_value="json", help="Print a JSON list.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV with a header.")
 @click.pass_obj
@@ -226,15 +258,16 @@ def ls(given: Given, names: tuple[str, ...], sort: str, form: str | None) -> Non
     """
     from bffs import tables
 
-    catalog = _list(given)
+    catalog = _list(given.settings(), given.verbosity)
     table = tables.rows(tables.select(catalog, names), sort)
     match form:
         case "json":
-            click.echo(tables.as_json(table), nl=False)
+            text = tables.as_json(table)
         case "csv":
-            click.echo(tables.as_csv(table), nl=False)
+            text = tables.as_csv(table)
         case _:
-            tables.print_table(table, catalog.splits, tables.output())
+            text = tables.as_table(table, catalog.splits, tables.standard_output())
+    click.echo(text, nl=False, color=True)  # colours are the console's decision
 
 
 @main.command()
@@ -248,7 +281,9 @@ def info(given: Given, specimen_id: str, as_json: bool) -> None:
     """
     from bffs import tables
 
-    about = tables.describe(_list(given).find(specimen_id)[-1], given.settings().dataset)
+    settings = given.settings()
+    specimen = _list(settings, given.verbosity).find(specimen_id)[-1]
+    about = tables.describe(specimen, settings.dataset)
     click.echo(json.dumps(about, indent=4) if as_json else tables.as_text(about), nl=as_json)
 
 
@@ -263,11 +298,12 @@ def manifest(given: Given, specimen_id: str | None, output: Path | None) -> None
     """
     from bffs.manifest import encode, of_specimen, whole_dataset
 
-    catalog = _list(given)
+    settings = given.settings()
+    catalog = _list(settings, given.verbosity)
     if specimen_id is None:
         text = encode(whole_dataset(catalog))
     else:
-        text = encode(of_specimen(catalog.find(specimen_id)[-1], given.settings().dataset))
+        text = encode(of_specimen(catalog.find(specimen_id)[-1], settings.dataset))
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -283,31 +319,29 @@ def demo(mountpoint: Path | None) -> int:
     return run_demo(mountpoint)
 
 
-def _list(given: Given) -> Catalog:
-    """The catalog of the dataset that the options name, fresh from the store. Raises BffsError."""
-    settings = given.settings()
-    _log_to_stderr(given.verbosity)
+def _list(settings: Settings, verbosity: int) -> Catalog:
+    """The catalog of the dataset, fresh from the store. Raises StoreError."""
     from bffs.catalog import list_catalog
     from bffs.s3 import S3Store
     from bffs.tables import listing_progress
 
+    logging.basicConfig(format="bffs: %(message)s")
+    logging.getLogger("bffs").setLevel(logging.WARNING - 10 * verbosity)
     with contextlib.closing(S3Store(settings)) as store, listing_progress() as progress:
         connections = min(16, settings.max_connections)
         return list_catalog(store, settings.dataset, connections=connections, progress=progress)
 
 
-def _log_to_stderr(verbosity: int) -> None:
-    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
-    logging.basicConfig(format="bffs: %(message)s")
-    logging.getLogger("bffs").setLevel(level.get(verbosity, logging.DEBUG))
-
-
 def _replace_file(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that nobody ever sees half of it. Raises OSError."""
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():  # a pipe or /dev/stdout: written to, never replaced
+    if path.exists() and not path.is_file():  # a pipe, or /dev/stdout: written to, never replaced
         path.write_bytes(content)
         return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete_on_close=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    part = path.with_name(f".bffs-{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise BffsError(f"can't write {path}: {error.strerror}") from error

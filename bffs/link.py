@@ -1,27 +1,30 @@
-"""What the link to the store can carry: how much to have in flight, in which portions, how far ahead.
+"""What the link to the store can carry: how much to have in flight, and in which portions.
 
-Bandwidth is the most that arrived in a recent slot of time while there was more to fetch than was allowed in flight;
-latency is the shortest recent time to a first block. Their product times `GAIN` is the window for prefetching: enough
-to fill the link, little enough that a demanded block does not queue behind seconds of prefetch on a slow one.
+The window for prefetching grows while there is more to fetch than it allows, and shrinks when first blocks take notably
+longer than they do at best: then requests queue somewhere - on the link, at the store, or for this machine's processors -
+and a demanded block would queue behind them. This needs no idea of the link's bandwidth, follows it when it changes, and
+on a slow link leaves few enough requests in flight that a jump is answered quickly.
 
-Pure apart from the clock that is passed in. Not thread-safe: `blocks` calls it under its own lock.
+Requests are as large as a connection carries in `PIECE_LATENCIES` latencies, so that waiting for first bytes costs little.
+
+Pure: times are passed in. Not thread-safe: `blocks` calls it under its own lock.
 """
 
 from __future__ import annotations
 
-from collections import deque
-
 from bffs.units import MIB
 
-GAIN = 4.0
-"""Windows of bandwidth x latency in flight: a transfer lasts longer than its latency, and 4 lets the window grow
-fast enough to fill 1 GB/s at 30 ms within half a second."""
+PATIENCE = 1.5
+SLACK = 0.015
+"""A first block may take `PATIENCE` times as long as at best, and `SLACK` seconds more, before the window shrinks."""
 
-SLOT = 0.25
-"""Seconds over which arriving bytes are summed up."""
+SHRINK = 0.7
+SMOOTHING = 1 / 8
 
-SLOTS = 12
-"""Slots that the bandwidth is the maximum of."""
+PIECE_LATENCIES = 4.0
+
+MEMORY = 30.0
+"""Seconds after which a best latency is forgotten, once another has been seen."""
 
 MIN_WINDOW = 4 * MIB
 FIRST_WINDOW = 32 * MIB
@@ -32,48 +35,51 @@ MIN_PIECE = 1 * MIB
 
 
 class Link:
-    """A running estimate; all sizes in bytes, times in seconds."""
+    """A running estimate; sizes in bytes, times in seconds. `most` bounds the window, `max_piece` a request."""
 
-    def __init__(self, connections: int, most: int) -> None:
-        self._connections = connections
+    def __init__(self, most: int, max_piece: int) -> None:
         self._most = most
-        self._latency = 0.0
-        self._slots: deque[float] = deque(maxlen=SLOTS)
-        self._slot_start = 0.0
-        self._slot_bytes = 0
-        self._slot_full = False
+        self._max_piece = max_piece
+        self._best = 0.0
+        self._next_best = 0.0
+        self._rotated = 0.0
+        self._recent = 0.0
+        self._rate = 0.0
+        self._hold_until = 0.0
         self.window = min(FIRST_WINDOW, most)
 
     @property
     def latency(self) -> float:
-        """Seconds to a first block, 0 while unknown."""
-        return self._latency
-
-    @property
-    def bandwidth(self) -> float:
-        """Bytes a second, 0 while unknown."""
-        return max(self._slots, default=0.0)
+        """Seconds to a first block at best, 0 while unknown."""
+        return self._best
 
     @property
     def piece(self) -> int:
-        """Bytes that one request for bulk data should have at most."""
-        return max(MIN_PIECE, self.window // self._connections)
+        """Bytes that one request for bulk data should have."""
+        wanted = int(PIECE_LATENCIES * self._best * self._rate)
+        return min(max(wanted, MIN_PIECE), self._max_piece)
 
-    def answered(self, seconds: float) -> None:
-        """A request's first block took this long. A longer latency is believed only slowly."""
-        self._latency = min(seconds, self._latency * 1.01) if self._latency else seconds
+    def answered(self, seconds: float, now: float, *, saturated: bool) -> None:
+        """A request's first block took this long; `saturated` if more could be fetched but for the window."""
+        self._remember(seconds, now)
+        self._recent += (seconds - self._recent) * (SMOOTHING if self._recent else 1.0)
+        if self._recent > PATIENCE * self._best + SLACK:
+            if now >= self._hold_until:
+                self.window = max(int(self.window * SHRINK), MIN_WINDOW)
+                self._hold_until = now + self._recent  # its effect shows after one round
+        elif saturated:
+            self.window = min(self.window + MIN_PIECE, self._most)
 
-    def arrived(self, size: int, now: float, saturated: bool) -> None:
-        """`size` bytes came in; `saturated` if more could have been asked for but for the window."""
-        if now - self._slot_start > SLOT:
-            self._finish_slot(now)
-        self._slot_bytes += size
-        self._slot_full = self._slot_full and saturated
+    def transferred(self, size: int, seconds: float) -> None:
+        """After its first block, a request's remaining `size` bytes took this long."""
+        if size and seconds > 0:
+            self._rate += (size / seconds - self._rate) * (SMOOTHING if self._rate else 1.0)
 
-    def _finish_slot(self, now: float) -> None:
-        elapsed = now - self._slot_start
-        if self._slot_full and elapsed < 4 * SLOT:
-            self._slots.append(self._slot_bytes / elapsed)
-            wanted = int(GAIN * self.bandwidth * self._latency)
-            self.window = min(max(wanted, MIN_WINDOW), self._most)
-        self._slot_start, self._slot_bytes, self._slot_full = now, 0, True
+    def _remember(self, seconds: float, now: float) -> None:
+        if now - self._rotated > MEMORY:
+            self._best = min(seconds, self._next_best or seconds)
+            self._next_best = seconds
+            self._rotated = now
+        else:
+            self._best = min(self._best, seconds)
+            self._next_best = min(self._next_best, seconds)

@@ -19,34 +19,36 @@ Locks: none; the owner calls one Predictor from one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from collections.abc import Sequence
+from itertools import islice, pairwise, takewhile
 from math import gcd
 from typing import NamedTuple
 
 from bffs.units import KIB, MIB
 
+_Stretch = tuple[int, int]  # from and up to which offset of a slice
 _END = 1 << 62  # as a stretch's stop: to the end of the slice, however long it is
 
-# Within a slice.
-_HEAD = (
-    64 * KIB
-)  # a stream that starts below is trusted at its second read: files are read from the start
-_LARGE = 512 * KIB  # so is one whose reads are this large: the kernel itself took it for sequential
-_SKIP = MIB  # a stream survives gaps of this much
-_REORDERED = (
-    2 * MIB
-)  # and requests that come late by this much: two or three of 1 MiB are in flight
+# Within a slice. A stream is trusted at its third read in succession, at its fifth if there are
+# gaps of up to a block; at its second if it starts below _HEAD, as files are read from the start, or
+# if its reads are _LARGE, as the kernel itself then took it for sequential. It survives a few gaps
+# of _SKIP, and requests that come late by _REORDERED: two or three of 1 MiB are in flight.
+_HEAD = 64 * KIB
+_LARGE = 512 * KIB
+_SKIP = MIB
+_REORDERED = 2 * MIB
 _FIRST = MIB  # the first window of a stream; then ...
 _GROWTH = 4  # ... this many times what it has read
 _STREAMS = 8  # remembered per visit
 
-# From slice to slice.
-_REACH = 8  # steps that a walk may leave out (they were in the page cache), or a pool of threads be out of order
-_NEAR = 16  # slices between two visits that may be the start of a walk
-_HUNCH = 5  # slices between two visits that are believed a walk after one step, if the first was read whole
-_COLUMN = 32  # slices at most that a narrow template is wanted of; wide ones are limited by depth
-_WHOLE = 64  # slices at most that are wanted whole: bounds the plan where slices are tiny
+# From slice to slice. A walk may leave out _NEAR steps (they were in the page cache), or be out of
+# order by as many (a pool of threads). Two visits may start a walk if they are not more than _NEAR
+# apart; they already make one if they are not more than _HUNCH apart and the first was read whole.
+_NEAR = 16
+_HUNCH = 5
+_LATE = 3  # demands of a slice that may come after it was left for the next one
+_COLUMN = 32  # slices at most that a narrow template is wanted of
+_WHOLE = 64  # slices at most that a wide one is wanted of: bounds the plan where slices are tiny
 _ACTIVE = 64  # demands for which a slice or track left for another counts as still being read
 _VISITS = 32  # remembered per track
 _TRACKS = 8  # remembered
@@ -77,14 +79,25 @@ class Plan(NamedTuple):
 class _Stream:
     """A stretch of a slice being read forwards; `sure` once it is believed that it goes on."""
 
-    __slots__ = ("due", "joins", "start", "stop", "sure")
+    __slots__ = ("due", "start", "stop", "sure", "trust")
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
         self.stop = stop
-        self.joins = 0
+        self.trust = 0
         self.sure = False
         self.due = 0  # at this offset the next plan is due
+
+    def judge(self, gap: int, length: int, block: int) -> None:
+        """Believe more or less that it goes on, as `length` bytes were read after a gap."""
+        if gap > block:
+            self.trust -= 2
+        elif gap > 0:
+            self.trust += 1
+        elif gap == 0:
+            self.trust += 4 if self.start < _HEAD or length >= _LARGE else 2
+        self.trust = min(self.trust, 6)
+        self.sure = self.trust > (0 if self.sure else 3)
 
 
 class _Visit:
@@ -100,11 +113,10 @@ class _Visit:
         self.scattered = False  # more streams than are remembered
         self.born = now
         self.seen = now  # last demanded
-        self.back = -_ACTIVE  # last demanded after another slice had been: several are read at once
+        self.back = -_ACTIVE  # last demanded after another slice of the same walk had been
 
     def note(self, start: int, stop: int) -> bool:
-        """Add what was demanded; True if a plan is due for it. The stream it belongs to is then the
-        first."""
+        """Add what was demanded, to the stream that is then the first; True if a plan is due."""
         streams = self.streams
         for position, stream in enumerate(streams):
             gap = start - stream.stop
@@ -119,21 +131,27 @@ class _Visit:
                 stream.start = start
             if stop <= stream.stop:
                 return False
-            if stream.sure:
-                stream.stop = stop
-                return stop >= stream.due
-            if gap >= 0:
-                stream.joins += 1
-                stream.sure = stream.joins > 1 or (
-                    gap == 0 and (stream.start < _HEAD or stop - start >= _LARGE)
-                )
             stream.stop = stop
-            return stream.sure
+            if stream.sure or position < _STREAMS // 2:  # else too long ago: chance
+                stream.judge(gap, stop - start, self.block)
+            if len(streams) > 1:
+                self._join(stream)
+            return stream.sure and stop >= stream.due
         if len(streams) == _STREAMS:
             self.scattered = True
-            streams.remove(min(reversed(streams), key=lambda old: old.stop - old.start))
+            unsure = [stream for stream in streams if not stream.sure]
+            streams.remove((unsure or streams)[-1])
         streams.insert(0, _Stream(start, stop))
         return False
+
+    def _join(self, stream: _Stream) -> None:
+        """Take over the streams further on that a stream has come up to."""
+        for other in self.streams[1:]:
+            if stream.start < other.start <= stream.stop < other.stop:
+                stream.stop = other.stop
+                stream.trust = max(stream.trust, other.trust)
+                stream.sure = stream.sure or other.sure
+                self.streams.remove(other)
 
     def whole(self) -> bool:
         """The slice is being read through: in one go from near its start to beyond its middle."""
@@ -143,19 +161,25 @@ class _Visit:
             for stream in self.streams
         )
 
-    def stretches(self) -> list[tuple[int, int]]:
-        """What was read, in order, joined across gaps of less than a block; nothing if it was
-        scattered."""
-        merged: list[tuple[int, int]] = []
+    def read_in_turn(self, now: int) -> bool:
+        """It is, or lately was, read at the same time as other slices of its walk."""
+        return now - self.back < _ACTIVE
+
+    def goes_on(self) -> bool:
+        """The stream read last is believed to go on."""
+        return self.streams[0].sure and self.streams[0].stop < self.size
+
+    def stretches(self) -> list[_Stretch]:
+        """What was read, in order, joined across gaps of a block; nothing if scattered."""
+        merged: list[_Stretch] = []
         if self.scattered:
             return merged
         for start, stop in sorted((stream.start, stream.stop) for stream in self.streams):
-            if stop >= self.size - self.block:
-                stop = _END
+            reach = stop if stop < self.size - self.block else _END
             if merged and start <= merged[-1][1] + self.block:
-                merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+                merged[-1] = merged[-1][0], max(reach, merged[-1][1])
             else:
-                merged.append((start, stop))
+                merged.append((start, reach))
         return merged
 
 
@@ -166,6 +190,7 @@ class _Track:
         "arrivals",
         "front",
         "number",
+        "opened",
         "returned",
         "stale",
         "steps",
@@ -177,75 +202,81 @@ class _Track:
     def __init__(self, number: int, visit: _Visit) -> None:
         self.number = number
         self.visits = {visit.index: visit}  # in the order of their arrival
-        self.arrivals = [visit.index]  # the last three
-        self.front = visit.index  # the foremost slice, or one that was opened just after it
+        self.arrivals = [visit.index]  # the last four
+        self.front = visit.index  # the foremost slice that was demanded
+        self.opened = visit.index  # the foremost that was opened since
         self.stride = 0
         self.steps = 0
         self.wished: tuple[Wish, ...] = ()
         self.stale = False  # a jump cancelled what was wished
-        self.returned = (
-            -_ACTIVE
-        )  # last demanded after another track had been: several are read at once
+        self.returned = -_ACTIVE  # last demanded after another track had been
 
     def steps_to(self, index: int) -> int | None:
-        """How many steps a proven walk is from the slice; None if it never comes there, or not
-        soon."""
-        if self.steps < 2:
-            return None
-        steps, rest = divmod(index - self.front, self.stride)
-        return None if rest or not -_REACH <= steps <= _REACH else steps
+        """How many steps a proven walk is from the slice; None if it doesn't come there soon."""
+        if self.steps > 1:
+            for origin in (self.front, self.opened):
+                steps, rest = divmod(index - origin, self.stride)
+                if not rest and -_NEAR <= steps <= _NEAR:
+                    return steps
+        return None
 
     def add(self, visit: _Visit) -> None:
-        """The walk has come to another slice."""
+        """The walk has come to another slice, or after a while to one of its slices again."""
         index = visit.index
-        steps = self.steps_to(index)
-        self.arrivals.append(index)
-        if len(self.arrivals) > 3:
-            del self.arrivals[0]
-        if len(self.arrivals) == 3:
-            first, second, _ = self.arrivals
-            if index - second == second - first != 0:  # two equal steps decide, whatever was before
-                self.steps = self.steps + 1 if self.stride == index - second else 2
-                self.stride = index - second
-                self.front = index
-            elif steps is None:  # threads that start out of order: the stride that holds all three
-                self.stride = gcd(second - first, index - second)
-                if second + index < 2 * first:
-                    self.stride = -self.stride
-                self.steps = 2
-                self.front = max(self.arrivals) if self.stride > 0 else min(self.arrivals)
-            elif steps >= 0:
-                self.steps += 1
-                self.front = index
-        else:
-            self.stride = index - self.front
-            self.steps = 1
-            self.front = index
-        self.visits.pop(index, None)  # a stale visit to the same slice
+        self.visits.pop(index, None)
         self.visits[index] = visit
         if len(self.visits) > _VISITS:
             del self.visits[next(iter(self.visits))]
+        if index not in self.arrivals:
+            self._step(index)
+            self.opened = self.front
 
-    def template(self, visit: _Visit) -> list[tuple[int, int]]:
-        """The stretches wanted of the slices that follow `visit`, in order; none if nothing is
-        known."""
+    def _step(self, index: int) -> None:
+        """Take the slice into account for stride and steps."""
+        known = self.steps_to(index) is not None
+        self.arrivals = [*self.arrivals[-3:], index]
+        strides = {later - earlier for earlier, later in pairwise(self.arrivals)}
+        if len(strides) == 1 and not (known and len(self.arrivals) < 4):
+            # Equal steps decide; against what was known it takes three of them, as two may be
+            # chance among threads that are out of order.
+            (stride,) = strides
+            self.steps = self.steps + 1 if stride == self.stride else len(self.arrivals) - 1
+            self.stride = stride
+            self.front = index
+        elif not known:  # threads that started out of order: the stride that holds the last three
+            first, second, _ = last = self.arrivals[-3:]
+            self.stride = gcd(second - first, index - second)
+            if second + index < 2 * first:
+                self.stride = -self.stride
+            self.steps = 2
+            self.front = max(last) if self.stride > 0 else min(last)
+        elif (index - self.front) * self.stride > 0:
+            self.steps += 1
+            self.front = index
+
+    def template(self, visit: _Visit, now: int) -> list[_Stretch]:
+        """The stretches wanted of the slices after `visit`, in order; none if nothing is known."""
         if not self.steps:
             return []
-        last = list(islice((old for old in reversed(self.visits.values()) if old is not visit), 8))
-        if self.steps > 1:
-            left = (old for old in last[:4] if old.seen < visit.born)
-            for later, earlier in pairwise(left):
-                common = _in_common(later.stretches(), earlier.stretches(), visit.block)
-                if common:
-                    return common
-        whole = visit.whole() + sum(old.whole() for old in last)
-        if whole > 1 or (whole and self.steps == 1 and abs(self.stride) <= _HUNCH):
+        last = [old for old in islice(reversed(self.visits.values()), 16) if old is not visit]
+        if self.steps == 1:
+            whole = abs(self.stride) <= _HUNCH and last[0].whole()
+            return [(0, _END)] if whole else []
+        # Read in turn by several threads, the last slices are unfinished: the fullest pair counts.
+        in_turn = any(old.read_in_turn(now) for old in last)
+        left = (old for old in last[: None if in_turn else 4] if old.seen < visit.born + _LATE)
+        pairs = (_in_common(one, other) for one, other in pairwise(left))
+        if in_turn:
+            common = max(pairs, key=lambda each: _length(each, visit.size), default=[])
+        else:
+            common = next(filter(None, pairs), [])
+        if not common and visit.whole() + sum(old.whole() for old in last) > 1:
             return [(0, _END)]
-        return []
+        return common
 
-    def ahead(self, template: list[tuple[int, int]]) -> int:
-        """How many of the next slices are wanted: more as the walk goes on."""
-        if template == [(0, _END)]:
+    def ahead(self, template: list[_Stretch], size: int) -> int:
+        """How many of the next slices, of `size` bytes, are wanted: more as the walk goes on."""
+        if 2 * _length(template, size) > size:
             return min(_WHOLE, 1 << min(6, 2 * self.steps - 2))
         return min(_COLUMN, max(4, self.steps // 4))
 
@@ -270,17 +301,15 @@ class Predictor:
         self._visit: _Visit | None = None  # the slice demanded last, in that track
 
     def opened(self, index: int) -> None:
-        """A slice was opened, for the first time or again; reads may follow or be met by the page
-        cache."""
+        """A slice was opened, maybe not for the first time; the page cache may meet its reads."""
         for track in self._tracks:
-            steps = track.steps_to(index)
-            if steps is not None and 0 < steps <= _REACH // 2:
-                track.front = index
-                return
+            if track.steps > 1:
+                steps, rest = divmod(index - track.opened, track.stride)
+                if not rest and 0 < steps <= _NEAR:
+                    track.opened = index
 
     def demanded(self, index: int, start: int, stop: int, depth: int) -> Plan | None:
-        """Somebody reads bytes `start` to `stop` of a slice; None if nothing about the last plan
-        changes.
+        """Bytes `start` to `stop` of a slice are read; None if the last plan still holds.
 
         `depth` is how many bytes may be held ahead for one track; the plan's wishes are never more
         in all.
@@ -309,7 +338,9 @@ class Predictor:
         for track in self._tracks:
             visit = track.visits.get(index)
             if visit is not None and now - visit.seen <= _ACTIVE:
-                visit.seen = visit.back = now
+                visit.seen = now
+                if track is before:
+                    visit.back = now
                 known = True
                 break
         else:
@@ -338,6 +369,9 @@ class Predictor:
         proven = [(abs(steps), track) for steps, track in distances if steps is not None]
         if proven:
             return min(proven, key=lambda each: each[0])[1]
+        for track in self._tracks:
+            if track.steps > 1 and _dense([*track.arrivals[-2:], index]):
+                return track  # threads that started out of order hid the stride
         unproven = [
             (abs(index - old), track, old)
             for track in self._tracks
@@ -348,10 +382,10 @@ class Predictor:
             return None
         distance, track, nearest = min(unproven, key=lambda each: each[0])
         if distance <= _NEAR:
-            if track.steps and not _dense([*track.arrivals, index]):
-                self._part(track, nearest)
+            if track.steps and not _dense([*track.arrivals[-2:], index]):
+                return self._part(track, nearest)
             return track
-        # Far steps: the last two tracks are single slices, and this one comes as far after them again.
+        # Far steps: the last two tracks are single slices, and this one is as far from them again.
         if len(self._tracks) > 1:
             later, earlier = self._tracks[:2]
             if (
@@ -365,18 +399,18 @@ class Predictor:
                 return earlier
         return None
 
-    def _part(self, track: _Track, keep: int) -> None:
-        """Two visits were no walk but two readers: `track` keeps one slice, a new track gets the
-        other."""
-        (other,) = (visit for index, visit in track.visits.items() if index != keep)
-        rest = _Track(track.number, track.visits[keep])
-        track.visits, track.arrivals, track.front = rest.visits, rest.arrivals, keep
-        track.stride = track.steps = 0
-        self._new_track(other, place=1)
+    def _part(self, track: _Track, keep: int) -> _Track:
+        """Two visits were no walk but two readers: the track of one, after making the other's."""
+        (other,) = (index for index in track.visits if index != keep)
+        kept = _Track(track.number, track.visits[keep])
+        kept.wished, kept.stale, kept.returned = track.wished, track.stale, track.returned
+        self._tracks.remove(track)
+        self._tracks.insert(0, kept)
+        self._new_track(track.visits[other], place=1)
+        return kept
 
     def _new_track(self, visit: _Visit, place: int = 0) -> _Track:
-        """A track of one visit; the longest unused one goes for it, walks and planned ones last of
-        all."""
+        """A track of one visit. If there are too many, the longest unused goes, walks last."""
         if len(self._tracks) >= _TRACKS:
             idle = [track for track in self._tracks[1:] if track.steps < 2 and not track.wished]
             self._tracks.remove(idle[-1] if idle else self._tracks[-1])
@@ -396,22 +430,23 @@ class Predictor:
         jump = any(track.wished and self._now - track.returned > _ACTIVE for track in others)
         if jump:
             for track in others:
-                track.stale = bool(track.wished)
+                track.stale = track.stale or bool(track.wished)
                 track.wished = ()
         return jump
 
     def _plan(self, track: _Track, visit: _Visit, depth: int, jump: bool) -> Plan | None:
-        template = track.template(visit)
+        template = track.template(visit, self._now)
         if not _conforms(visit, template):
             template = []
         queue = _Queue(self._sizes, self._block, depth)
-        visits = [visit, *self._read_in_turn(track, visit)]
+        beside = (old for old in track.visits.values() if old.read_in_turn(self._now))
+        visits = [visit, *(old for old in beside if old is not visit and old.goes_on())]
         share = depth // len(visits)
         for each in visits:
             self._plan_rest(queue, each, template, share)
         if template:
             last = len(self._sizes) - 1
-            missing = track.ahead(template)
+            missing = track.ahead(template, visit.size)
             index = visit.index + track.stride
             while missing and queue.room and 0 <= index <= last:
                 old = track.visits.get(index)
@@ -427,47 +462,36 @@ class Predictor:
         track.stale = False
         return Plan(track.number, jump, wishes)
 
-    def _read_in_turn(self, track: _Track, visit: _Visit) -> Iterator[_Visit]:
-        """The track's other slices that are being read at the same time, by a pool of threads."""
-        for old in track.visits.values():
-            if (
-                self._now - old.back < _ACTIVE
-                and old is not visit
-                and old.streams[0].sure
-                and old.streams[0].stop < old.size
-            ):
-                yield old
-
     def _plan_rest(
-        self, queue: _Queue, visit: _Visit, template: list[tuple[int, int]], share: int
+        self, queue: _Queue, visit: _Visit, template: list[_Stretch], share: int
     ) -> None:
         """Wish for what is still to be read of a slice that is being read, up to `share` bytes."""
-        first, ahead = visit.streams[0], 0
+        first = visit.streams[0]
         rest = [(_after(visit.streams, start), stop) for start, stop in template]
-        if not any(start <= first.stop <= stop for start, stop in rest):
-            for stream in visit.streams:
-                if stream.sure and stream.stop < visit.size:
-                    ahead = max(_FIRST, _GROWTH * (stream.stop - stream.start))
-                    rest.insert(0, (stream.stop, stream.stop + ahead))
-                    break
-        # Nearest first: what lies just ahead of the reader, then the other stretches.
-        rest.sort(key=lambda each: each[0] < first.start)
+        rest.sort(key=lambda each: each[0] < first.start)  # what lies behind the reader comes last
+        going = [
+            stream
+            for stream in visit.streams
+            if stream.sure
+            and stream.stop < visit.size
+            and not any(start <= stream.stop <= stop + visit.block for start, stop in template)
+        ]
+        for stream in going:
+            ahead = max(_FIRST, _GROWTH * (stream.stop - stream.start))
+            window = stream.stop, stream.stop + min(ahead, share // len(going))
+            rest.insert(0 if stream is first else len(rest), window)
         room = share
         for start, stop in rest:
             if room > 0 and start < min(stop, visit.size):
                 room -= queue.add(visit.index, start, min(stop, start + room)) - start
+        # The next plan is due when half of this one is used up.
         planned = queue.reach(visit.index, first.stop)
-        if planned >= visit.size:
-            first.due = first.stop + self._replan
-        else:
-            first.due = first.stop + min(
-                self._replan, max(self._block, (planned - first.stop) // 2)
-            )
+        half = share if planned >= visit.size else planned - first.stop
+        first.due = first.stop + min(self._replan, max(self._block, half // 2))
 
 
 class _Queue:
-    """Wishes in the making, of no more than `depth` bytes; those of one slice are added in one
-    go."""
+    """Wishes in the making, `depth` bytes at most; those of one slice are added in one go."""
 
     __slots__ = ("_block", "_sizes", "room", "wishes")
 
@@ -478,12 +502,11 @@ class _Queue:
         self.wishes: list[Wish] = []
 
     def add(self, index: int, start: int, stop: int) -> int:
-        """Wish for the blocks of a stretch as far as there is room; the offset up to which they
-        reach."""
+        """Wish for the blocks of a stretch as far as there is room; the offset they reach."""
         block = self._block
         start -= start % block
         stop = min(self._sizes[index], stop + -stop % block)
-        same = [wish for wish in self.wishes[-2 * _STREAMS :] if wish.slice == index]
+        same = takewhile(lambda wish: wish.slice == index, reversed(self.wishes))
         for wish in sorted(same):
             if wish.stop > start:
                 if wish.start > start:
@@ -505,25 +528,27 @@ class _Queue:
 
 
 def _dense(indices: list[int]) -> bool:
-    """Whether three slices may belong to one walk: at most as many are left out between them as are
-    there."""
+    """Whether three slices may be of one walk, which left out no more than two between them."""
     first, second, third = indices
     return max(indices) - min(indices) <= 4 * gcd(second - first, third - second)
 
 
-def _in_common(
-    later: list[tuple[int, int]], earlier: list[tuple[int, int]], tolerance: int
-) -> list[tuple[int, int]]:
-    """Those stretches of the later slice that the earlier one has too, a `tolerance` more or
-    less."""
+def _length(template: list[_Stretch], size: int) -> int:
+    """Bytes that a slice of `size` bytes has in the stretches."""
+    return sum(max(0, min(stop, size) - start) for start, stop in template)
+
+
+def _in_common(later: _Visit, earlier: _Visit) -> list[_Stretch]:
+    """What was read of the later slice and of the earlier too, give or take a block."""
+    before = earlier.stretches()
     return [
         (start, stop)
-        for start, stop in later
-        if any(abs(start - a) <= tolerance and abs(stop - b) <= tolerance for a, b in earlier)
+        for start, stop in later.stretches()
+        if any(abs(start - a) <= later.block and abs(stop - b) <= later.block for a, b in before)
     ]
 
 
-def _conforms(visit: _Visit, template: list[tuple[int, int]]) -> bool:
+def _conforms(visit: _Visit, template: list[_Stretch]) -> bool:
     """Whether what was read of a slice looks like the beginning of the template."""
     slack = 8 * visit.block
     return any(

@@ -31,6 +31,8 @@ DEFAULT_DATASET = "brightfield"
 DEFAULT_REGION = "us-east-1"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TOO_MUCH = 1 << 62
+"""Bytes that no file or memory has."""
 _SPLIT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _TAKEN = frozenset({"stacks", "specimens_manifest.json"})
 """Names at the root of a mount that no split can have."""
@@ -91,14 +93,16 @@ def absolute_path(text: str) -> Path:
 
 
 def _cache_dir(text: str) -> Path:
-    return absolute_path(text) if text else Path(platformdirs.user_cache_path("bffs"))
+    return absolute_path(text or platformdirs.user_cache_dir("bffs"))
 
 
 def _endpoint_url(text: str) -> str | None:
     if not text:
         return None
     if "@" in text:  # not repeated in the message: it may hold a password
-        raise ValueError("an endpoint holds no user or password; credentials come from the AWS environment")
+        raise ValueError(
+            "an endpoint holds no user or password; credentials come from the AWS environment"
+        )
     try:
         url = urlsplit(text)
         usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
@@ -139,11 +143,21 @@ def _not(text: str) -> bool:
     raise ValueError(f"{text!r} is neither true nor false")
 
 
+def _size(text: str) -> int:
+    try:
+        value = parse_size(text)
+    except OverflowError:
+        value = _TOO_MUCH
+    if value >= _TOO_MUCH:
+        raise ValueError(f"{text[:20]!r} is too much")
+    return value
+
+
 def _size_from(minimum: int) -> Callable[[str], int]:
     def size(text: str) -> int:
-        value = parse_size(text)
+        value = _size(text)
         if value < minimum:
-            raise ValueError(f"{text} is too little, at least {format_size(minimum)} is needed")
+            raise ValueError(f"{text!r} is too little, at least {format_size(minimum)} is needed")
         return value
 
     return size
@@ -161,10 +175,9 @@ def _readahead(text: str) -> int | None:
             return None
         case "off":
             return 0
-    try:
-        return parse_size(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not auto, off or a size such as 64M") from None
+    if not text[:1].isdecimal():
+        raise ValueError(f"{text!r} is not auto, off or a size such as 64M")
+    return _size(text)
 
 
 # -- options ----------------------------------------------------------------------------------------------------
@@ -255,7 +268,10 @@ def resolve(flags: Mapping[str, str], environ: Mapping[str, str], config: Path) 
     """
     given = [
         _Layer(flags, lambda option: option.flag),
-        _Layer({o.key: environ[o.variable] for o in OPTIONS if o.variable in environ}, lambda o: o.variable),
+        _Layer(
+            {o.key: environ[o.variable] for o in OPTIONS if o.variable in environ},
+            lambda o: o.variable,
+        ),
         _config_layer(config),
     ]
     published, profile = _load(_value(_DATASET, given))
@@ -286,7 +302,7 @@ def _value(option: Option, layers: Sequence[_Layer]) -> Any:
         if _CONTROL.search(text):
             raise ValueError("there is a control character in it")
         return option.parse(text)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise UsageError(f"{layer.spell(option)}: {error}") from error
 
 
@@ -309,7 +325,9 @@ def _load(name_or_path: str) -> tuple[Dataset, _Layer]:
     content = _read_toml(path, _IN_PROFILE | {"splits", "access_key_id", "secret_access_key"})
     splits = _splits(path, content.pop("splits", {"": "train"}))
     keys = {key: content.pop(key, None) for key in ("access_key_id", "secret_access_key")}
-    if not all(isinstance(key, str) for key in keys.values()) and any(key is not None for key in keys.values()):
+    if not all(isinstance(key, str) for key in keys.values()) and any(
+        key is not None for key in keys.values()
+    ):
         raise UsageError(f"{path}: access_key_id and secret_access_key must both be there, as text")
     layer = _Layer(_texts(path, content), lambda option: f"{path}: {option.key}")
     if not layer.texts.get("bucket"):
@@ -322,7 +340,10 @@ def _profile_path(name_or_path: str) -> Traversable:
     """The file of a profile. Raises UsageError where there is none."""
     if name_or_path.endswith(".toml"):
         return absolute_path(name_or_path)
-    folders: list[Traversable] = [resources.files("bffs") / "data", config_file().parent / "profiles"]
+    folders: list[Traversable] = [
+        resources.files("bffs") / "data",
+        config_file().parent / "profiles",
+    ]
     for folder in folders:
         path = folder / f"{name_or_path}.toml"
         if "/" not in name_or_path and path.is_file():
@@ -335,10 +356,14 @@ def _profile_path(name_or_path: str) -> Traversable:
         if path.name.endswith(".toml")
     )
     hint = _did_you_mean(name_or_path, known)
-    raise UsageError(f"no dataset profile {name_or_path!r}; {hint} (a file's name must end in .toml)")
+    raise UsageError(
+        f"no dataset profile {name_or_path!r}; {hint} (a file's name must end in .toml)"
+    )
 
 
-def _read_toml(path: Traversable, known: Collection[str], *, optional: bool = False) -> dict[str, Any]:
+def _read_toml(
+    path: Traversable, known: Collection[str], *, optional: bool = False
+) -> dict[str, Any]:
     """The content of a TOML file with no other than the `known` keys. Raises UsageError."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -367,7 +392,9 @@ def _texts(path: Traversable, content: Mapping[str, Any]) -> dict[str, str]:
 def _splits(path: Traversable, content: Any) -> tuple[tuple[str, str], ...]:
     """The `splits` table of a profile, checked. Raises UsageError."""
     if not isinstance(content, dict) or not content:
-        raise UsageError(f'{path}: splits must be a table such as {{"TEST/" = "test", "" = "train"}}')
+        raise UsageError(
+            f'{path}: splits must be a table such as {{"TEST/" = "test", "" = "train"}}'
+        )
     for folder, split in content.items():
         if folder and not folder.endswith("/"):
             raise UsageError(f"{path}: splits: the folder {folder!r} must end in a slash")

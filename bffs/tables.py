@@ -1,7 +1,7 @@
 """What the commands print about a dataset: tables, lists and records made from a catalog.
 
-Pure functions without I/O, but for `print_table` and `listing_progress`, which draw on the terminal. What goes into
-a pipe has no colours and is never wrapped or cut.
+Pure functions without I/O, but for `listing_progress`, which draws on the terminal. Lines are never wrapped or cut,
+and what goes into a pipe has no colours.
 """
 
 from __future__ import annotations
@@ -99,35 +99,37 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def print_table(table: Sequence[Row], splits: Iterable[str], console: Console) -> None:
-    """Print the rows, one a line, and below them the totals in the order of `splits`."""
+def as_table(table: Sequence[Row], splits: Iterable[str], console: Console) -> str:
+    """The rows, one a line, and below them the totals in the order of `splits`, styled as `console` allows."""
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    grid.add_column("id")
-    grid.add_column("split")
-    grid.add_column("slices", justify="right")
-    grid.add_column("size", justify="right")
-    grid.add_column("swc", justify="right")
+    for column in ("id", "split"):
+        grid.add_column(column)
+    for column in ("slices", "size", "swc"):
+        grid.add_column(column, justify="right")
     for row in table:
-        # Text, not str: an id is a stranger's, rich would take [brackets] in it for markup
+        # Text, not str: an id is a stranger's, and rich would take [brackets] in it for markup
+        name, split = Text(row.id), Text(row.split)
         grid.add_row(
-            Text(row.id), Text(row.split), f"{row.slices}", format_size(row.bytes), "yes" if row.swc else "no"
+            name, split, f"{row.slices}", format_size(row.bytes), "yes" if row.swc else "no"
         )
-    console.print(grid)
-    console.print()
     sums = totals(table, splits)
     width = max(len(label) for label, _ in sums)
-    for label, text in sums:
-        console.print(Text(f"{label:{width}}  {text}"))
+    with console.capture() as capture:
+        console.print(grid)
+        console.print()
+        for label, text in sums:
+            console.print(Text(f"{label:{width}}  {text}"))
+    return capture.get()
 
 
-def output() -> Console:
-    """The console on standard output, as wide as any line needs."""
+def standard_output() -> Console:
+    """The console on standard output: coloured on a terminal, and as wide as any line needs."""
     from rich.console import Console
 
-    return Console(width=_WIDE, highlight=False)
+    return Console(width=_WIDE)
 
 
 def describe(specimen: Specimen, dataset: Dataset) -> dict[str, Any]:
@@ -164,7 +166,9 @@ def as_text(about: dict[str, Any]) -> str:
         facts["each"] = f"{size} bytes"
         facts["first"] = about["first_slice"]
         facts["last"] = about["last_slice"]
-    facts["swc"] = f"{about['swc_file']}, {format_size(about['swc_bytes'])}" if about["swc"] else "none"
+    facts["swc"] = (
+        f"{about['swc_file']}, {format_size(about['swc_bytes'])}" if about["swc"] else "none"
+    )
     facts["files"] = f"{about['files']:,}, {format_size(about['file_bytes'])}"
     facts["uploaded"] = f"{about['oldest']} to {about['newest']}"
     return "".join(f"{label:10}{fact}\n" for label, fact in facts.items())
@@ -179,7 +183,12 @@ def listing_progress() -> Iterator[Callable[[int, int, int], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = TextColumn("listing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[keys]:,} keys")
+    columns = (
+        TextColumn("listing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[keys]:,} keys"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, keys=0)
 
