@@ -1,21 +1,25 @@
 """Blocks of objects: from memory, from the disk cache, or fetched once, in order of urgency.
 
-An object is cut into parts of `PART` bytes, each with a page-aligned buffer while it is in use, and those into
-blocks of `cache.BLOCK` bytes, the unit in which bytes become readable. What is wanted waits in queues: demanded
-ranges first, then the prefetch of each stream in turn, nearest priority first. A fetching thread takes the next
-*piece* - consecutive blocks of one part that are neither here nor on their way - only when it is free to fetch it,
-so nothing is decided early: a demand never waits for a prefetch that has not started, a cancelled prefetch costs
-nothing, and the size of a request follows from the load (small while connections idle, large in bulk).
+An object is cut into parts of `PART` bytes, each with a page-aligned buffer while it is in use, and
+those into blocks of `cache.BLOCK` bytes, the unit in which bytes become readable. What is wanted
+waits in queues: demanded ranges first, then the prefetch of each stream in turn, nearest priority
+first. A fetching thread takes the next *piece* - consecutive blocks of one part that are neither
+here nor on their way - only when it is free to fetch it, so nothing is decided early: a demand
+never waits for a prefetch that has not started, a cancelled prefetch costs nothing, and the size of
+a request follows from the load (small while connections idle, large in bulk).
 
-Bytes land in the part's buffer. Each block is checksummed while it is hot, marked, and its readers are woken;
-writing to the disk cache happens on threads of its own and is left out when the disk can't keep up.
+Bytes land in the part's buffer. Each block is checksummed while it is hot, marked, and its readers
+are woken; writing to the disk cache happens on threads of its own and is left out when the disk
+can't keep up.
 
-Memory is what blocks take, `memory` bytes and never more: a buffer is address space, and only blocks that have been
-filled count. A part is *pinned* while it is fetched, copied or written; others are given up when memory is needed:
-first those read to their end, then the least recently used.
+Memory is what blocks take, `memory` bytes and never more: a buffer is address space, and only
+blocks that have been filled count. A part is *pinned* while it is fetched, copied or written;
+others are given up when memory is needed: first those read to their end, then the least recently
+used.
 
-Threads: `read_into`, `prefetch` and `cancel` may be called from any thread. One lock guards all tables and is never held
-across I/O, a copy or a wait. Fetching and writing threads start in `start` (after any fork) and end in `close`.
+Threads: `read_into`, `prefetch` and `cancel` may be called from any thread. One lock guards all
+tables and is never held across I/O, a copy or a wait. Fetching and writing threads start in `start`
+(after any fork) and end in `close`.
 """
 
 from __future__ import annotations
@@ -45,7 +49,8 @@ log = logging.getLogger(__name__)
 
 BLOCKS_IN_PART = 64
 PART = BLOCKS_IN_PART * BLOCK
-"""Bytes in a part: a buffer, and the most that one request fetches. 8 MiB costs boto3 0.5 s of CPU a GB, 1 MiB 1.5."""
+"""Bytes in a part: a buffer, and the most that one request fetches. 8 MiB costs boto3 0.5 s of CPU
+a GB, 1 MiB 1.5."""
 
 RESERVED = 4
 """Connections that prefetching leaves free for demands."""
@@ -53,7 +58,8 @@ RESERVED = 4
 WRITERS = 2
 
 KEPT_SPENT = 4
-"""Parts read to their end that stay in memory all the same: requests of one reader arrive out of order."""
+"""Parts read to their end that stay in memory all the same: requests of one reader arrive out of
+order."""
 
 
 class Priority(IntEnum):
@@ -88,7 +94,8 @@ class _Waiter:
 
 
 class _Buffer:
-    """`PART` bytes of page-aligned address space; `touched` says which of its blocks take memory."""
+    """`PART` bytes of page-aligned address space; `touched` says which of its blocks take
+    memory."""
 
     __slots__ = ("address", "memory", "touched", "view")
 
@@ -99,7 +106,8 @@ class _Buffer:
         self.touched = 0
 
     def empty(self) -> int:
-        """Give its memory back; how many bytes that was. Taking it again costs page faults, about 0.2 s a GB."""
+        """Give its memory back; how many bytes that was. Taking it again costs page faults, about
+        0.2 s a GB."""
         freed = self.touched.bit_count() * BLOCK
         self.memory.madvise(mmap.MADV_DONTNEED)
         self.touched = 0
@@ -109,7 +117,18 @@ class _Buffer:
 class _Part:
     """`PART` bytes of an object (fewer at its end). Bit masks: bit n is the part's n-th block."""
 
-    __slots__ = ("buffer", "busy", "have", "index", "obj", "pins", "size", "spent", "sums", "waiters")
+    __slots__ = (
+        "buffer",
+        "busy",
+        "have",
+        "index",
+        "obj",
+        "pins",
+        "size",
+        "spent",
+        "sums",
+        "waiters",
+    )
 
     def __init__(self, obj: ObjectInfo, index: int, buffer: _Buffer) -> None:
         self.obj = obj
@@ -139,7 +158,8 @@ class _Want:
     first: int
     stop: int
     cached: CachedObject | None = None
-    """To look once more whether a block is on disk; not for a demand, whose reader waits for memory."""
+    """To look once more whether a block is on disk; not for a demand, whose reader waits for
+    memory."""
 
 
 @dataclass(slots=True)
@@ -155,18 +175,18 @@ class _Piece(NamedTuple):
 
     part: _Part
     first: int
-    count: int
+    blocks: int
     demanded: bool
 
     @property
     def mask(self) -> int:
-        return ((1 << self.count) - 1) << self.first
+        return ((1 << self.blocks) - 1) << self.first
 
     @property
     def span(self) -> ByteRange:
         """Its bytes within the part."""
         return ByteRange(
-            self.first * BLOCK, min((self.first + self.count) * BLOCK, self.part.size)
+            self.first * BLOCK, min((self.first + self.blocks) * BLOCK, self.part.size)
         )
 
 
@@ -228,7 +248,8 @@ class BlockReader:
             self._room.notify_all()
 
     def close(self, timeout: float = 3.0) -> None:
-        """Abort, write what is waiting to be written, and join the threads within `timeout` seconds."""
+        """Abort, write what is waiting to be written, and join the threads within `timeout`
+        seconds."""
         self.abort()
         for _ in range(WRITERS):
             self._to_write.put(None)
@@ -239,9 +260,11 @@ class BlockReader:
     # -- reading -----------------------------------------------------------------------------------------------
 
     def read_into(self, obj: ObjectInfo, offset: int, into: memoryview) -> int:
-        """Fill `into` with the bytes of `obj` from `offset` on; returns how many there were before the end.
+        """Fill `into` with the bytes of `obj` from `offset` on; returns how many there were before
+        the end.
 
-        Waits until they are here. Raises StoreError when they can't be had, Closing at the end of the mount.
+        Waits until they are here. Raises StoreError when they can't be had, Closing at the end of
+        the mount.
         """
         size = min(len(into), obj.size - offset)
         if size <= 0:
@@ -264,7 +287,8 @@ class BlockReader:
         return size
 
     def _copy(self, obj: ObjectInfo, offset: int, into: memoryview) -> int:
-        """Copy what memory holds from `offset` on, up to the end of its part; how many bytes that was."""
+        """Copy what memory holds from `offset` on, up to the end of its part; how many bytes that
+        was."""
         index, start = divmod(offset, PART)
         with self._lock:
             part = self._parts.get((obj.key, obj.etag, index))
@@ -281,7 +305,8 @@ class BlockReader:
         return n
 
     def _wait(self, obj: ObjectInfo, cached: CachedObject, start: int, stop: int) -> None:
-        """Demand what is missing between `start` and `stop`, and wait for the first run of it in one part."""
+        """Demand what is missing between `start` and `stop`, and wait for the first run of it in
+        one part."""
         runs = list(cached.missing(start // BLOCK, -(-stop // BLOCK)))
         if not runs or runs[0][0] != start // BLOCK:
             return
@@ -319,7 +344,8 @@ class BlockReader:
         priority: Priority,
         ranges: Iterable[tuple[ObjectInfo, int, int]],
     ) -> None:
-        """Want these byte ranges (object, start, stop), nearest first, instead of what `stream` wanted before."""
+        """Want these byte ranges (object, start, stop), nearest first, instead of what `stream`
+        wanted before."""
         wants: deque[_Want] = deque()
         for obj, start, stop in ranges:
             cached = self._cache.open(obj)
@@ -380,7 +406,9 @@ class BlockReader:
         if free <= 0 or room < min(MIN_PIECE, self.link.window // 2):
             self._saturated = True
             return None
-        most = max(MIN_PIECE, min(self.link.piece, backlog // max(1, min(free, self._idle_threads))))
+        most = max(
+            MIN_PIECE, min(self.link.piece, backlog // max(1, min(free, self._idle_threads)))
+        )
         for priority in Priority:
             for name in [n for n, s in self._streams.items() if s.priority is priority]:
                 stream = self._streams[name]
@@ -399,7 +427,8 @@ class BlockReader:
     def _take(self, want: _Want, most: int, *, demanded: bool) -> _Piece | None:
         """The first piece of at most `most` bytes of `want` that has to be fetched; lock held.
 
-        None with `want` used up if nothing of it is missing, None with some left if there is no memory.
+        None with `want` used up if nothing of it is missing, None with some left if there is no
+        memory.
         """
         while want.first < want.stop:
             index, first = divmod(want.first, BLOCKS_IN_PART)
@@ -443,7 +472,7 @@ class BlockReader:
 
         def advance(filled: int) -> None:
             nonlocal begun, done, first
-            stop = piece.count if filled == len(view) else filled // BLOCK
+            stop = piece.blocks if filled == len(view) else filled // BLOCK
             if stop == done:
                 return
             for n in range(done, stop):
@@ -473,8 +502,8 @@ class BlockReader:
             with self._lock:
                 if not piece.demanded:
                     self._prefetching -= 1
-                    self._prefetching_bytes -= piece.count * BLOCK
-                written = piece._replace(count=done)
+                    self._prefetching_bytes -= piece.blocks * BLOCK
+                written = piece._replace(blocks=done)
                 size = written.span.stop - written.span.start if done else 0
                 keep = 0 < size <= self._memory // 4 - self._unwritten
                 if keep:
@@ -511,7 +540,7 @@ class BlockReader:
                     part.obj,
                     part.index * BLOCKS_IN_PART + piece.first,
                     part.buffer.view[span.start : span.stop],
-                    part.sums[piece.first : piece.first + piece.count],
+                    part.sums[piece.first : piece.first + piece.blocks],
                 )
             except Exception:
                 log.exception("caching %s went wrong inside bffs", part.obj.key)
@@ -524,7 +553,8 @@ class BlockReader:
     def _add_part(
         self, obj: ObjectInfo, index: int, mask: int, expected: int, spare: int = 0
     ) -> _Part | None:
-        """A new part with room for the blocks of `mask`, of which `expected` will follow; None without memory."""
+        """A new part with room for the blocks of `mask`, of which `expected` will follow; None
+        without memory."""
         part = _Part(obj, index, self._free.pop() if self._free else _Buffer())
         if not self._make_room(part, mask, spare, expected):
             self._free.append(part.buffer)
@@ -534,10 +564,12 @@ class BlockReader:
         return part
 
     def _make_room(self, part: _Part, mask: int, spare: int, expected: int = 0) -> bool:
-        """Let the blocks of `mask` take memory, giving up idle parts; False if `spare` bytes would not remain.
+        """Let the blocks of `mask` take memory, giving up idle parts; False if `spare` bytes would
+        not remain.
 
-        The memory of a given up part is reused as it is where the part is new and expects to fill most of it, and
-        that of one read to its end even while there is other memory: fresh pages cost 0.2 s of CPU a GB.
+        The memory of a given up part is reused as it is where the part is new and expects to fill
+        most of it, and that of one read to its end even while there is other memory: fresh pages
+        cost 0.2 s of CPU a GB.
         """
         self._pin(part)
         try:

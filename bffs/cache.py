@@ -6,25 +6,27 @@ Layout below the cache folder (0700, files 0600)::
     v1/<dataset>/<hh>/<name>                  the bytes: a sparse file, each block at its own offset
     v1/<dataset>/<hh>/<name>.sums             which blocks are there, and their checksums
 
-`<dataset>` is a hash of endpoint and bucket, `<name>` of key and ETag, `<hh>` its first two digits. So a file belongs to
-one version of one object, and a complete one is byte for byte the object.
+`<dataset>` is a hash of endpoint and bucket, `<name>` of key and ETag, `<hh>` its first two digits.
+So a file belongs to one version of one object, and a complete one is byte for byte the object.
 
-A `.sums` file is a header of 32 bytes (magic, block size, object size, a hash of key and ETag; little-endian, as
-`_HEADER` says) and then one unsigned 64-bit xxh3 a block; zero means absent (a checksum that happens to be zero is
-stored as one). A block's sum is written after its bytes. Whatever a crash, a flipped bit or a lost file leaves behind is
-therefore a sum that doesn't fit, and a sum that doesn't fit is a miss. Blocks are checked whenever they are read, until
-they have been checked once in this process.
+A `.sums` file is a header of 32 bytes (magic, block size, object size, a hash of key and ETag;
+little-endian, as `_HEADER` says) and then one unsigned 64-bit xxh3 a block; zero means absent (a
+checksum that happens to be zero is stored as one). A block's sum is written after its bytes.
+Whatever a crash, a flipped bit or a lost file leaves behind is therefore a sum that doesn't fit,
+and a sum that doesn't fit is a miss. Blocks are checked whenever they are read, until they have
+been checked once in this process.
 
-Sharing: any number of processes use one folder. Adding a block is two writes that need no lock, since two processes
-would write the same bytes. Nothing is ever rewritten or truncated in place: evicting a file unlinks it, so whoever has it
-open reads on undisturbed. Room is reserved in the index, whose transactions SQLite isolates across processes, before
-bytes are written; a killed process leaves no lock behind.
+Sharing: any number of processes use one folder. Adding a block is two writes that need no lock,
+since two processes would write the same bytes. Nothing is ever rewritten or truncated in place:
+evicting a file unlinks it, so whoever has it open reads on undisturbed. Room is reserved in the
+index, whose transactions SQLite isolates across processes, before bytes are written; a killed
+process leaves no lock behind.
 
-The disk is optional. A fault of it (full, read-only, gone, broken) is a miss; writing pauses for `_RETRY_DISK` seconds
-and says so once. Nothing here raises to a reader.
+The disk is optional. A fault of it (full, read-only, gone, broken) is a miss; writing pauses for
+`_RETRY_DISK` seconds and says so once. Nothing here raises to a reader.
 
-Threads: everything may be called from any thread. `CachedObject` has one lock for its set of known blocks, never held
-across I/O.
+Threads: everything may be called from any thread. `CachedObject` has one lock for its set of known
+blocks, never held across I/O.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def block_count(size: int) -> int:
 class CachedObject:
     """The local part of one object version. Reads are verified; a fault is a miss.
 
-    Its file descriptors live as long as the object, so a reader needs only a reference, even to an evicted file.
+    Its file descriptors live as long as the object, so a reader needs only a reference, even to an
+    evicted file.
     """
 
     def __init__(self, obj: ObjectInfo, path: Path) -> None:
@@ -137,7 +140,8 @@ class CachedObject:
         return self._fd >= 0 and os.fstat(self._fd).st_nlink == 0
 
     def read_into(self, offset: int, into: memoryview) -> int:
-        """Copy bytes from `offset` on to the front of `into`; how many, perhaps fewer than fit, 0 for a miss."""
+        """Copy bytes from `offset` on to the front of `into`; how many, perhaps fewer than fit, 0
+        for a miss."""
         first, last = offset // BLOCK, (offset + len(into) - 1) // BLOCK
         stop = first
         while stop <= last and self._sums[stop]:
@@ -160,7 +164,8 @@ class CachedObject:
         return n
 
     def _verify(self, block: int, offset: int, data: memoryview) -> bool:
-        """Check one block, some or all of whose bytes were just read to `data`, which begins at `offset`."""
+        """Check one block, some or all of whose bytes were just read to `data`, which begins at
+        `offset`."""
         start, stop = block * BLOCK, min((block + 1) * BLOCK, self.obj.size)
         whole = data[max(0, start - offset) : stop - offset]
         if len(whole) < stop - start:
@@ -189,10 +194,12 @@ class CachedObject:
                 os.pwrite(self._sums_fd, bytes(8), _HEADER.size + 8 * block)
 
     def add(self, block: int, data: memoryview, sums: array[int], direct: bool) -> None:
-        """Store consecutive blocks from `block` on; `data` starts on a page and may end with the object's tail.
+        """Store consecutive blocks from `block` on; `data` starts on a page and may end with the
+        object's tail.
 
-        `direct` writes whole pages past the page cache where the file system allows it: that takes 0.4 s of CPU
-        a GB instead of 2.6, and the kernel keeps the pages of the mounted file anyway. Raises OSError.
+        `direct` writes whole pages past the page cache where the file system allows it: that takes
+        0.4 s of CPU a GB instead of 2.6, and the kernel keeps the pages of the mounted file anyway.
+        Raises OSError.
         """
         if self._fd < 0:
             self._create()
@@ -205,7 +212,8 @@ class CachedObject:
         # Not marked as verified: that is for bytes that have come back from the disk.
 
     def _write_direct(self, offset: int, data: memoryview) -> int:
-        """Write the whole pages of `data`; how many bytes that were, 0 where the file system refuses."""
+        """Write the whole pages of `data`; how many bytes that were, 0 where the file system
+        refuses."""
         pages = len(data) - len(data) % _PAGE
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -279,7 +287,8 @@ class CachedObject:
 class DiskCache:
     """All that is cached of one dataset, within limits that all processes keep together.
 
-    `limit` is the most bytes that may be stored in the cache folder, `floor` the bytes of the disk that stay free.
+    `limit` is the most bytes that may be stored in the cache folder, `floor` the bytes of the disk
+    that stay free.
     """
 
     def __init__(self, folder: Path, dataset: Dataset, limit: int) -> None:

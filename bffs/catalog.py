@@ -1,11 +1,12 @@
 """The catalog: a listing of the bucket turned into specimens.
 
-Listing costs one request for the root, one for each further folder that holds a split, and then one a specimen
-(or more, a thousand keys a page), several at a time. Everything after that - paths, sizes, manifests - is answered
-from the catalog without a request.
+Listing costs one request for the root, one for each further folder that holds a split, and then one
+a specimen (or more, a thousand keys a page), several at a time. Everything after that - paths,
+sizes, manifests - is answered from the catalog without a request.
 
-Keys are untrusted. A key becomes a file only if it is `<split folder><id>/<name>` with an id and a name that a
-file system can hold; everything else is left out and counted under its reason, and never turned into another path.
+Keys are untrusted. A key becomes a file only if it is `<split folder><id>/<name>` with an id and a
+name that a file system can hold; everything else is left out and counted under its reason, and
+never turned into another path.
 
 A `Catalog` is immutable and may be read from any thread.
 """
@@ -37,7 +38,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\ufffe\uffff]")
 
 @dataclass(frozen=True, slots=True)
 class Specimen:
-    """One neuron in one split: its slices in numeric order, its tracing, and whatever else its folder holds."""
+    """One neuron in one split: its slices in numeric order, its tracing, and whatever else its
+    folder holds."""
 
     id: str
     split: str
@@ -61,7 +63,8 @@ class Specimen:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All specimens, in listing order within each split, and how many keys were left out for which reason."""
+    """All specimens, in listing order within each split, and how many keys were left out for which
+    reason."""
 
     specimens: tuple[Specimen, ...]
     left_out: Mapping[str, int]
@@ -102,7 +105,8 @@ def list_catalog(
 ) -> Catalog:
     """List the whole bucket, `connections` requests at a time.
 
-    `progress(folders_done, folders, keys)` is called from this thread after each folder. Raises StoreError.
+    `progress(folders_done, folders, keys)` is called from this thread after each folder. Raises
+    StoreError.
     """
     left_out: Counter[str] = Counter()
     places = _specimen_folders(store, dataset, left_out)

@@ -1,21 +1,22 @@
-"""Every error bffs can name, what it means to a shell (exit code) and to a program reading a file (errno).
+"""Every error bffs can name, what it means to a shell (exit code) and to a program reading a file
+(errno).
 
 The tree, with `exit_code` and errno::
 
-    BffsError                 1  EIO     anything bffs understands well enough to explain in one line
-    |- UsageError             2  EINVAL  an option, a value or a configuration file that makes no sense
-    |- StoreError             1  EIO     the object store answered, but not with what was asked
-    |  |- StoreUnreachable    3  EIO     no answer: name, route, TLS, proxy, time-out; never means "absent"
-    |  |- AccessDenied        4  EACCES  the store refused these credentials
-    |  |- NoSuchBucket        1  EIO     the store knows no such bucket
-    |  |- ObjectChanged       1  ESTALE  the object is no longer the version that was listed (or is gone)
-    |  `- BadAnswer           1  EIO     wrong length, range or ETag: a fault, never data
-    |- NoSuchSpecimen         5  ENOENT  the dataset has no specimen of that id
-    |- MountError             6  EIO     FUSE is missing or the mountpoint can't be used
-    `- Closing                1  EIO     the mount is going away, nobody waits any longer
+    BffsError                 1  EIO     anything bffs understands well enough to explain in one
+    line |- UsageError             2  EINVAL  an option, a value or a configuration file that makes
+    no sense |- StoreError             1  EIO     the object store answered, but not with what was
+    asked |  |- StoreUnreachable    3  EIO     no answer: name, route, TLS, proxy, time-out; never
+    means "absent" |  |- AccessDenied        4  EACCES  the store refused these credentials |  |-
+    NoSuchBucket        1  EIO     the store knows no such bucket |  |- ObjectChanged       1
+    ESTALE  the object is no longer the version that was listed (or is gone) |  `- BadAnswer
+    1  EIO     wrong length, range or ETag: a fault, never data |- NoSuchSpecimen         5  ENOENT
+    the dataset has no specimen of that id |- MountError             6  EIO     FUSE is missing or
+    the mountpoint can't be used `- Closing                1  EIO     the mount is going away,
+    nobody waits any longer
 
-Messages are single lines that say what happened and, where something can be done, what to do. They never
-contain a secret. `to_errno` is the only place where an exception becomes an errno.
+Messages are single lines that say what happened and, where something can be done, what to do. They
+never contain a secret. `to_errno` is the only place where an exception becomes an errno.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class StoreUnreachable(StoreError):
 
 
 class AccessDenied(StoreError):
-    """The store refused the request (401, 403, a bad signature) or there are no credentials to sign with."""
+    """The store refused the request (401, 403, a bad signature) or there are no credentials to sign
+    with."""
 
     exit_code = 4
     errno = errno.EACCES
@@ -86,7 +88,8 @@ class Closing(BffsError):
 
 
 def to_errno(error: BaseException) -> int | None:
-    """The errno of an exception, or None for one that nobody foresaw (EIO and a traceback in the log)."""
+    """The errno of an exception, or None for one that nobody foresaw (EIO and a traceback in the
+    log)."""
     if isinstance(error, BffsError):
         return error.errno
     if isinstance(error, OSError) and error.errno:

@@ -1,15 +1,19 @@
-"""The FUSE adapter, and the only import of mfusepy or fusepy: requests in; attributes, bytes and errnos out.
+"""The FUSE adapter, and the only import of mfusepy or fusepy: requests in; attributes, bytes and
+errnos out.
 
-The bindings' own methods turn every reply into new Python objects and swallow errors in their own ways. `_Adapter`
-overrides those that matter: a read fills libfuse's buffer in place, a folder is listed with the attributes of all its
-entries in one go, and every exception becomes an errno of the one table in `errors` - whatever it doesn't know is EIO
-with a traceback in the log, and the mount lives on.
+The bindings' own methods turn every reply into new Python objects and swallow errors in their own
+ways. `_Adapter` overrides those that matter: a read fills libfuse's buffer in place, a folder is
+listed with the attributes of all its entries in one go, and every exception becomes an errno of the
+one table in `errors` - whatever it doesn't know is EIO with a traceback in the log, and the mount
+lives on.
 
-Bindings: mfusepy with libfuse 3, or with libfuse 2 where that is all there is; fusepy (libfuse 2) where mfusepy is absent.
-libfuse 3 is preferred for requests of 1 MiB, which halve the CPU time of a read.
+Bindings: mfusepy with libfuse 3, or with libfuse 2 where that is all there is; fusepy (libfuse 2)
+where mfusepy is absent. libfuse 3 is preferred for requests of 1 MiB, which halve the CPU time of a
+read.
 
-Threads: libfuse calls from many threads at once; the table of handles is a dict whose single operations are atomic.
-libfuse changes the working directory to `/`: nothing below may use a relative path.
+Threads: libfuse calls from many threads at once; the table of handles is a dict whose single
+operations are atomic. libfuse changes the working directory to `/`: nothing below may use a
+relative path.
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ def _load_binding() -> Any:
     for name in () if chosen else ("libfuse3.so.4", "libfuse3.so.3"):
         with suppress(OSError):
             ctypes.CDLL(name)
-            os.environ["FUSE_LIBRARY_PATH"] = name  # mfusepy itself would take libfuse 2 if both are there
+            os.environ["FUSE_LIBRARY_PATH"] = (
+                name  # mfusepy itself would take libfuse 2 if both are there
+            )
             break
     try:
         try:
@@ -59,11 +65,13 @@ binding = _load_binding()
 log = logging.getLogger(__name__)
 
 TIMEOUT = 24 * 3600.0
-"""Seconds for which the kernel may remember names, attributes and the absence of names: the dataset never changes."""
+"""Seconds for which the kernel may remember names, attributes and the absence of names: the dataset
+never changes."""
 
 MAX_BACKGROUND = 64
 MAX_THREADS = 64
-"""Requests in the kernel's queue, and threads that serve them: slow reads must not keep an `ls` waiting."""
+"""Requests in the kernel's queue, and threads that serve them: slow reads must not keep an `ls`
+waiting."""
 
 REQUEST_SIZE = 1 << 20
 """Bytes in a read request at most; needs the mount's read_ahead_kb raised too."""
@@ -99,8 +107,9 @@ class _Open(NamedTuple):
     content: Content | None = None
 
 
-class _Adapter(binding.FUSE):  # type: ignore[misc]
-    """Answers libfuse from a `FileSystem`. Constructing one mounts, serves, and returns after the unmount."""
+class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
+    """Answers libfuse from a `FileSystem`. Constructing one mounts, serves, and returns after the
+    unmount."""
 
     def __init__(self, session: Session, mountpoint: str, options: dict[str, Any]) -> None:
         self._session = session
@@ -167,7 +176,8 @@ class _Adapter(binding.FUSE):  # type: ignore[misc]
     def _answer_readdir(
         self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any, flags: int = -1
     ) -> None:
-        """List a folder; `flags` come with libfuse 3, where attributes travel along (readdir-plus)."""
+        """List a folder; `flags` come with libfuse 3, where attributes travel along
+        (readdir-plus)."""
         node = self._handles[fip.contents.fh].node
         assert isinstance(node, Folder)
         plus = () if flags < 0 else (_FILL_DIR_PLUS if flags & _READDIR_PLUS else 0,)
@@ -220,7 +230,8 @@ class _Adapter(binding.FUSE):  # type: ignore[misc]
         st.f_namemax = 255
 
     def getxattr(self, path: bytes, name: bytes, value: Any, size: int, *position: Any) -> int:
-        """One extended attribute. Only `user.` exists: ENOTSUP for others keeps `ls -l` from asking again."""
+        """One extended attribute. Only `user.` exists: ENOTSUP for others keeps `ls -l` from asking
+        again."""
         wanted = os.fsdecode(name)
         if not wanted.startswith(_XATTR_NAMESPACE):
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -245,7 +256,8 @@ class _Adapter(binding.FUSE):  # type: ignore[misc]
 
 
 class Session:
-    """One mount of a file system: `serve` mounts and answers until it is unmounted or `stop` is called.
+    """One mount of a file system: `serve` mounts and answers until it is unmounted or `stop` is
+    called.
 
     `on_ready` is called from a thread of libfuse as soon as the mount answers.
     """
@@ -288,7 +300,8 @@ class Session:
         self._on_ready()
 
     def stop(self) -> None:
-        """Make `serve` return: mark the session as ended and interrupt its wait. From another thread only."""
+        """Make `serve` return: mark the session as ended and interrupt its wait. From another
+        thread only."""
         if self._fuse is not None and self._thread is not None:
             binding._libfuse.fuse_exit(ctypes.c_void_p(self._fuse))
             signal.pthread_kill(self._thread, signal.SIGTERM)

@@ -1,14 +1,16 @@
-"""The ledger of the disk cache: how many bytes each cached file holds, when it was last used, what must go.
+"""The ledger of the disk cache: how many bytes each cached file holds, when it was last used, what
+must go.
 
-A SQLite database (WAL) shared by all processes that use the cache folder. Room is reserved *before* bytes are
-written, in one transaction that also evicts, so the limits hold across processes; a process that dies in between
-leaves a reservation that is too large, never one that is too small, and no lock.
+A SQLite database (WAL) shared by all processes that use the cache folder. Room is reserved *before*
+bytes are written, in one transaction that also evicts, so the limits hold across processes; a
+process that dies in between leaves a reservation that is too large, never one that is too small,
+and no lock.
 
-The ledger is only an account: presence and integrity of blocks are with the files themselves (`cache`). A database
-that is lost or damaged is made anew from the files.
+The ledger is only an account: presence and integrity of blocks are with the files themselves
+(`cache`). A database that is lost or damaged is made anew from the files.
 
-Threads: one connection behind one lock. `reserve` is called by the threads that write the cache, never by a reader;
-`touch` only notes the time.
+Threads: one connection behind one lock. `reserve` is called by the threads that write the cache,
+never by a reader; `touch` only notes the time.
 """
 
 from __future__ import annotations
@@ -109,7 +111,8 @@ class Index:
         return True
 
     def _make_room(self, connection: sqlite3.Connection, name: str, size: int) -> bool:
-        """Evict the files used longest ago until `size` bytes more fit, never `name` or a pinned one."""
+        """Evict the files used longest ago until `size` bytes more fit, never `name` or a pinned
+        one."""
         disk = os.statvfs(self._folder)
         spare = disk.f_bavail * disk.f_frsize - min(
             disk.f_blocks * disk.f_frsize * FLOOR_SHARE, FLOOR_BYTES
@@ -173,5 +176,9 @@ class Index:
                     found = file.stat()
                     connection.execute(
                         "INSERT OR IGNORE INTO files (path, key, bytes, used) VALUES (?, '', ?, ?)",
-                        (str(file.relative_to(self._folder)), found.st_blocks * 512, found.st_mtime),
+                        (
+                            str(file.relative_to(self._folder)),
+                            found.st_blocks * 512,
+                            found.st_mtime,
+                        ),
                     )

@@ -5,21 +5,25 @@
     specimens_manifest.json
     <split>/<id>/<slice>.tif ... <id>.swc manifest.json
 
-A folder's size counts the manifests below it, so the first stat of one makes them (1 ms a specimen).
+A folder's size counts the manifests below it, so the first stat of one makes them (1 ms a
+specimen).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 
 from bffs import manifest
 from bffs.cache import DiskCache
 from bffs.catalog import Catalog, Specimen, base_name
-from bffs.content import BytesContent, Content, ObjectContent
+from bffs.content import BytesContent, Content, LocalContent, ObjectContent
+from bffs.errors import BffsError
 from bffs.readahead import Readahead, SpecimenReadahead
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
+from bffs.tiff import SliceLayout, slice_layout
 from bffs.tree import File, Folder, Node, Weight, file_attributes
 
 WHOLE_MANIFEST = "specimens_manifest.json"
@@ -57,7 +61,8 @@ def _folder(path: str, entries: Mapping[str, Node], otherwise: int) -> Folder:
 
 
 def _synthesized(path: str, mtime: int, make: Callable[[], bytes]) -> File:
-    """A file that bffs makes, anew for each handle: 53,926 keys make 15 MB of manifests, better not kept."""
+    """A file that bffs makes, anew for each handle: 53,926 keys make 15 MB of manifests, better not
+    kept."""
     return File(
         lambda: file_attributes(path, len(make()), mtime),
         lambda: BytesContent(make()),
@@ -78,13 +83,25 @@ class _SpecimenFolder:
         self._manifest = _synthesized(
             f"{self._path}/{MANIFEST}",
             self._mtime,
-            lambda: manifest.encode(manifest.of_specimen(specimen, dataset)),
+            lambda: manifest.encode(manifest.of_specimen(specimen, dataset, self._slice_layout)),
         )
         self.folder = Folder(self._path, self._weigh, self._entries)
 
     def _weigh(self) -> Weight:
         objects = sum(obj.size for obj in self._specimen.objects())
         return Weight(objects + self._manifest.attributes.size, self._mtime, 0)
+
+    @cached_property
+    def _slice_layout(self) -> SliceLayout | None:
+        """The layout of the first slice if its header is here already; kept, as a manifest's size
+        may not change."""
+        first = next(iter(self._specimen.slices), None)
+        if first is None or not first.size:
+            return None
+        cached = self._cache.open(first)
+        with suppress(BffsError):
+            return slice_layout(LocalContent(cached)) if cached.has(0) else None
+        return None
 
     @cached_property
     def _follower(self) -> SpecimenReadahead:
@@ -94,9 +111,9 @@ class _SpecimenFolder:
         entries: dict[str, Node] = {MANIFEST: self._manifest}
         for index, obj in enumerate(self._specimen.slices):
             self._add(entries, obj, partial(self._open_slice, index))
-        for obj in (self._specimen.swc, *self._specimen.others):
-            if obj is not None:
-                self._add(entries, obj, partial(ObjectContent, self._readahead.blocks, obj))
+        swc = [self._specimen.swc] if self._specimen.swc is not None else []
+        for obj in (*swc, *self._specimen.others):
+            self._add(entries, obj, partial(ObjectContent, self._readahead.blocks, obj))
         return entries
 
     def _open_slice(self, index: int) -> Content:

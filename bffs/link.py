@@ -1,11 +1,13 @@
 """What the link to the store can carry: how much to have in flight, and in which portions.
 
-The window for prefetching grows while there is more to fetch than it allows, and shrinks when first blocks take notably
-longer than they do at best: then requests queue somewhere - on the link, at the store, or for this machine's processors -
-and a demanded block would queue behind them. This needs no idea of the link's bandwidth, follows it when it changes, and
-on a slow link leaves few enough requests in flight that a jump is answered quickly.
+The window for prefetching grows while there is more to fetch than it allows, and shrinks when first
+blocks take notably longer than they do at best: then requests queue somewhere - on the link, at the
+store, or for this machine's processors - and a demanded block would queue behind them. This needs
+no idea of the link's bandwidth, follows it when it changes, and on a slow link leaves few enough
+requests in flight that a jump is answered quickly.
 
-Requests are as large as a connection carries in `PIECE_LATENCIES` latencies, so that waiting for first bytes costs little.
+Requests are as large as a connection carries in `PIECE_LATENCIES` latencies, so that waiting for
+first bytes costs little.
 
 Pure: times are passed in. Not thread-safe: `blocks` calls it under its own lock.
 """
@@ -16,7 +18,8 @@ from bffs.units import MIB
 
 PATIENCE = 1.5
 SLACK = 0.015
-"""A first block may take `PATIENCE` times as long as at best, and `SLACK` seconds more, before the window shrinks."""
+"""A first block may take `PATIENCE` times as long as at best, and `SLACK` seconds more, before the
+window shrinks."""
 
 SHRINK = 0.7
 SMOOTHING = 1 / 8
@@ -28,14 +31,16 @@ MEMORY = 30.0
 
 MIN_WINDOW = 4 * MIB
 FIRST_WINDOW = 32 * MIB
-"""Bytes in flight before anything is known: one slice of usual size, so that a first slice comes at full speed."""
+"""Bytes in flight before anything is known: one slice of usual size, so that a first slice comes at
+full speed."""
 
 MIN_PIECE = 1 * MIB
 """Bytes in a request for bulk data at least: boto3 costs 1.2 ms of CPU a request."""
 
 
 class Link:
-    """A running estimate; sizes in bytes, times in seconds. `most` bounds the window, `max_piece` a request."""
+    """A running estimate; sizes in bytes, times in seconds. `most` bounds the window, `max_piece` a
+    request."""
 
     def __init__(self, most: int, max_piece: int) -> None:
         self._most = most
@@ -60,7 +65,8 @@ class Link:
         return min(max(wanted, MIN_PIECE), self._max_piece)
 
     def answered(self, seconds: float, now: float, *, saturated: bool) -> None:
-        """A request's first block took this long; `saturated` if more could be fetched but for the window."""
+        """A request's first block took this long; `saturated` if more could be fetched but for the
+        window."""
         self._remember(seconds, now)
         self._recent += (seconds - self._recent) * (SMOOTHING if self._recent else 1.0)
         if self._recent > PATIENCE * self._best + SLACK:

@@ -1,7 +1,8 @@
 """Manifests: what the dataset's publishers wrote about it, made from the catalog. Pure functions.
 
-The schema and the order are those of the published `specimens_manifest.json`: one flat object keyed by specimen id,
-training specimens first, as listed; an id in both sets keeps its place but carries the test set's values.
+The schema and the order are those of the published `specimens_manifest.json`: one flat object keyed
+by specimen id, training specimens first, as listed; an id in both sets keeps its place but carries
+the test set's values.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from bffs.catalog import Catalog, Specimen, base_name
 from bffs.settings import Dataset
+from bffs.tiff import SliceLayout
 from bffs.units import format_time
 
 Manifest = dict[str, Any]
@@ -28,36 +30,52 @@ def published(specimen: Specimen) -> Manifest:
 
 
 def whole_dataset(catalog: Catalog) -> Manifest:
-    """The published manifest of all specimens; of an id in several splits the last split's values stay."""
+    """The published manifest of all specimens; of an id in several splits the last split's values
+    stay."""
     return {specimen.id: published(specimen) for specimen in catalog.specimens}
 
 
-def of_specimen(specimen: Specimen, dataset: Dataset) -> Manifest:
-    """One specimen's `manifest.json`: the published fields, then where it is and what its slices are.
+def of_specimen(
+    specimen: Specimen, dataset: Dataset, layout: SliceLayout | None = None
+) -> Manifest:
+    """One specimen's `manifest.json`: the published fields, then where it is and what its slices
+    are.
 
-    `directory` is relative to the mountpoint; `last_modified` is in UTC.
+    `directory` is relative to the mountpoint; `last_modified` is in UTC; `shape` and `dtype` are
+    those of the whole stack, and there once the layout of a slice is known.
     """
-    return published(specimen) | {
-        "split": specimen.split,
-        "endpoint_url": dataset.endpoint_url,
-        "bucket": dataset.bucket,
-        "directory": f"{specimen.split}/{specimen.id}",
-        "slices": [
-            {
-                "name": base_name(obj.key),
-                "bytes": obj.size,
-                "etag": obj.etag,
-                "last_modified": format_time(obj.mtime),
-            }
-            for obj in specimen.slices
-        ],
-    }
+    pixels = {}
+    if layout is not None:
+        pixels = {
+            "shape": [len(specimen.slices), layout.height, layout.width],
+            "dtype": layout.dtype,
+        }
+    return (
+        published(specimen)
+        | pixels
+        | {
+            "split": specimen.split,
+            "endpoint_url": dataset.endpoint_url,
+            "bucket": dataset.bucket,
+            "directory": f"{specimen.split}/{specimen.id}",
+            "slices": [
+                {
+                    "name": base_name(obj.key),
+                    "bytes": obj.size,
+                    "etag": obj.etag,
+                    "last_modified": format_time(obj.mtime),
+                }
+                for obj in specimen.slices
+            ],
+        }
+    )
 
 
 def encode(manifest: Manifest) -> bytes:
     """`manifest` as JSON with a final newline: a line a field, and a line an item of a list.
 
-    The standard library's indented output is made in Python, ten times slower, and spreads a slice over six lines.
+    The standard library's indented output is made in Python, ten times slower, and spreads a slice
+    over six lines.
     """
     return f"{_spread(manifest, 0)}\n".encode()
 

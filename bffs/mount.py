@@ -1,11 +1,13 @@
-"""The composition root: build the layers, mount, say when the tree is usable, serve, and stop it all in reverse.
+"""The composition root: build the layers, mount, say when the tree is usable, serve, and stop it
+all in reverse.
 
-`mount` forks unless it stays in the foreground. The parent waits for one line on a pipe - the exit code, once the tree
-is usable or has failed - and forwards Ctrl-C; the child keeps the terminal until then, so its errors and the progress of
-the listing are seen, and leaves it after. All threads start after the fork.
+`mount` forks unless it stays in the foreground. The parent waits for one line on a pipe - the exit
+code, once the tree is usable or has failed - and forwards Ctrl-C; the child keeps the terminal
+until then, so its errors and the progress of the listing are seen, and leaves it after. All threads
+start after the fork.
 
-In the driver, the main thread waits for signals while FUSE serves on a thread of its own: Python's handlers run in the
-main thread only, and libfuse's loop would never give it back.
+In the driver, the main thread waits for signals while FUSE serves on a thread of its own: Python's
+handlers run in the main thread only, and libfuse's loop would never give it back.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
+from bffs import logs
 from bffs import mountpoint as mountpoints
 from bffs.errors import BffsError, MountError
 from bffs.settings import MountOptions, Settings
@@ -31,7 +34,8 @@ ListingProgress = Callable[[int, int, int], None]
 ShowProgress = Callable[[], AbstractContextManager[ListingProgress | None]]
 
 READ_AHEAD_KB = 1024
-"""Kernel readahead of the mount; requests are 1 MiB with it, 128 KiB without, at twice the CPU time."""
+"""Kernel readahead of the mount; requests are 1 MiB with it, 128 KiB without, at twice the CPU
+time."""
 
 _ENDED = b"\0"
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -40,19 +44,31 @@ _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 def mount(
     settings: Settings, options: MountOptions, show_progress: ShowProgress = nullcontext
 ) -> int:
-    """Mount, and return the exit code: at once when the tree is usable, or after the unmount in the foreground.
+    """Mount, and return the exit code: at once when the tree is usable, or after the unmount in the
+    foreground.
 
-    `show_progress` makes a context that yields the callback of a listing. Raises BffsError before the fork or in the
-    foreground; a forked driver reports its own.
+    `show_progress` makes a context that yields the callback of a listing. Raises BffsError before
+    the fork or in the foreground; a forked driver reports its own.
     """
     mountpoint = mountpoints.normalize(options.mountpoint)
     mountpoints.check(mountpoint, allow_other=options.allow_other)
-    from bffs import fuse  # noqa: F401, PLC0415 - raises MountError where FUSE is missing, better now than forked
+    from bffs import fuse  # noqa: F401 - raises MountError where FUSE is missing, better now than forked
 
+    logs.to_terminal(options.verbosity)
     if options.foreground:
+        if options.log_file is not None:
+            logs.to_file(options.log_file, options.verbosity)
         _drive(settings, options, mountpoint, show_progress, lambda: None)
         return 0
-    return _fork(lambda ready: _drive(settings, options, mountpoint, show_progress, ready))
+
+    def drive(ready: Callable[[], None]) -> None:
+        def leave_terminal() -> None:
+            logs.to_file(options.log_file, options.verbosity)
+            ready()
+
+        _drive(settings, options, mountpoint, show_progress, leave_terminal)
+
+    return _fork(drive)
 
 
 def unmount(mountpoint: Path) -> None:
@@ -74,7 +90,8 @@ def _fork(drive: Callable[[Callable[[], None]], None]) -> int:
 
 
 def _report(drive: Callable[[Callable[[], None]], None], pipe: BinaryIO) -> int:
-    """Run `drive` and tell its exit code through `pipe`, which is closed once the tree is usable."""
+    """Run `drive` and tell its exit code through `pipe`, which is closed once the tree is
+    usable."""
 
     def ready() -> None:
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -90,7 +107,7 @@ def _report(drive: Callable[[Callable[[], None]], None], pipe: BinaryIO) -> int:
         return 0
     except BffsError as error:
         code = error.exit_code
-        log.error("%s", error)
+        log.debug("the driver failed", exc_info=True)
         print(f"bffs: {error}", file=sys.stderr)
     except BaseException:
         log.exception("the driver failed")
@@ -121,14 +138,14 @@ def _drive(
     ready: Callable[[], None],
 ) -> None:
     """Be the driver: returns after the unmount. Raises BffsError."""
-    from bffs import layout  # noqa: PLC0415
-    from bffs.blocks import BlockReader  # noqa: PLC0415
-    from bffs.cache import DiskCache  # noqa: PLC0415
-    from bffs.catalog import list_catalog  # noqa: PLC0415
-    from bffs.fuse import Session  # noqa: PLC0415
-    from bffs.readahead import Readahead  # noqa: PLC0415
-    from bffs.s3 import S3Store  # noqa: PLC0415
-    from bffs.tree import Tree  # noqa: PLC0415
+    from bffs import layout
+    from bffs.blocks import BlockReader
+    from bffs.cache import DiskCache
+    from bffs.catalog import list_catalog
+    from bffs.fuse import Session
+    from bffs.readahead import Readahead
+    from bffs.s3 import S3Store
+    from bffs.tree import Tree
 
     _raise_file_limit()
     mountpoints.mark_driver(mountpoint)
@@ -174,13 +191,13 @@ def _drive(
             raise failure[0]
 
 
-class _Signals(AbstractContextManager["_Signals"]):
+class _Signals:
     """Wakes the main thread for a signal to stop, or when `end` is called from another thread.
 
     Events won't do: a handler that sets one while the same thread waits for it can deadlock.
     """
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -237,4 +254,9 @@ def _raise_readahead(mountpoint: Path) -> None:
     try:
         knob.write_text(str(READ_AHEAD_KB))
     except OSError as error:
-        log.info("kernel readahead stays at its default (%s): as root, echo %d > %s", error, READ_AHEAD_KB, knob)
+        log.info(
+            "kernel readahead stays at its default (%s): as root, echo %d > %s",
+            error,
+            READ_AHEAD_KB,
+            knob,
+        )

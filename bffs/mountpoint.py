@@ -1,10 +1,12 @@
-"""Mountpoints: what is mounted where, whether a folder may become one, and unmounting, also after a crash.
+"""Mountpoints: what is mounted where, whether a folder may become one, and unmounting, also after a
+crash.
 
-Only `/proc/self/mountinfo` is asked about mounts, never the mounts themselves: a dead one answers nothing but ENOTCONN,
-a busy one perhaps nothing at all.
+Only `/proc/self/mountinfo` is asked about mounts, never the mounts themselves: a dead one answers
+nothing but ENOTCONN, a busy one perhaps nothing at all.
 
-A driver holds a lock on a small file named after its mountpoint in the user's runtime folder, with its process id in
-it, so that `unmount` can wait until the driver has gone. The kernel drops the lock with the process.
+A driver holds a lock on a small file named after its mountpoint in the user's runtime folder, with
+its process id in it, so that `unmount` can wait until the driver has gone. The kernel drops the
+lock with the process.
 """
 
 from __future__ import annotations
@@ -68,12 +70,14 @@ def check(mountpoint: Path, *, allow_other: bool) -> None:
     Raises MountError saying what to do.
     """
     if not os.path.exists("/dev/fuse"):
-        raise MountError("/dev/fuse is missing: load the kernel module (modprobe fuse), or start the container with it")
+        raise MountError("/dev/fuse is missing: modprobe fuse, or start the container with it")
     if os.geteuid() != 0:
         if shutil.which("fusermount3") is None and shutil.which("fusermount") is None:
-            raise MountError("fusermount3 is missing: apt install fuse3 (or your system's equivalent)")
+            raise MountError(
+                "fusermount3 is missing: apt install fuse3 (or your system's equivalent)"
+            )
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            raise MountError("/dev/fuse may not be used by this user: add the user to its group, or chmod 666 /dev/fuse")
+            raise MountError("/dev/fuse may not be used by this user: as root, chmod 666 /dev/fuse")
         if allow_other and not _others_allowed():
             raise MountError("--allow-other needs the line user_allow_other in /etc/fuse.conf")
     existing = mount_at(mountpoint)
@@ -83,10 +87,16 @@ def check(mountpoint: Path, *, allow_other: bool) -> None:
         unmount(mountpoint)
     try:
         if not mountpoint.is_dir():
-            what = "is not a folder" if mountpoint.exists() else f"does not exist; mkdir -p {mountpoint}"
+            what = (
+                "is not a folder"
+                if mountpoint.exists()
+                else f"does not exist; mkdir -p {mountpoint}"
+            )
             raise MountError(f"{mountpoint} {what}")
         if any(mountpoint.iterdir()):
-            raise MountError(f"{mountpoint} is not empty; its files would be hidden: use an empty folder")
+            raise MountError(
+                f"{mountpoint} is not empty; its files would be hidden: use an empty folder"
+            )
         if os.geteuid() != 0 and not os.access(mountpoint, os.W_OK):
             raise MountError(f"{mountpoint} can't be mounted on: this user may not write to it")
     except OSError as error:
@@ -105,13 +115,16 @@ def is_dead(mountpoint: Path) -> bool:
 def unmount(mountpoint: Path) -> None:
     """Unmount a mount of ours, dead or alive, and wait for its driver to end. Raises MountError.
 
-    One that is in use is detached all the same, and its driver told to end: reads in progress fail, nothing is lost.
+    One that is in use is detached all the same, and its driver told to end: reads in progress fail,
+    nothing is lost.
     """
     existing = mount_at(mountpoint)
     if existing is None:
         raise MountError(f"nothing is mounted at {mountpoint}")
     if existing.file_system != FILE_SYSTEM:
-        raise MountError(f"{mountpoint} is a mount of {existing.file_system}, not of bffs; umount {mountpoint}")
+        raise MountError(
+            f"{mountpoint} is a mount of {existing.file_system}, not of bffs; umount {mountpoint}"
+        )
     busy = not _run_unmount(mountpoint, lazy=False) and not _run_unmount(mountpoint, lazy=True)
     if busy and mount_at(mountpoint) is not None:
         raise MountError(f"{mountpoint} can't be unmounted: is it another user's?")

@@ -30,9 +30,9 @@ _Stretch = tuple[int, int]  # from and up to which offset of a slice
 _END = 1 << 62  # as a stretch's stop: to the end of the slice, however long it is
 
 # Within a slice. A stream is trusted at its third read in succession, at its fifth if there are
-# gaps of up to a block; at its second if it starts below _HEAD, as files are read from the start, or
-# if its reads are _LARGE, as the kernel itself then took it for sequential. It survives a few gaps
-# of _SKIP, and requests that come late by _REORDERED: two or three of 1 MiB are in flight.
+# gaps of up to a block; at its second if it starts below _HEAD, as files are read from the start,
+# or if its reads are _LARGE, as the kernel itself then took it for sequential. It survives a few
+# gaps of _SKIP, and requests that come late by _REORDERED: two or three of 1 MiB are in flight.
 _HEAD = 64 * KIB
 _LARGE = 512 * KIB
 _SKIP = MIB

@@ -1,10 +1,11 @@
 """Readahead: tells `blocks` what readers will want next.
 
-Every slice that is read through `Readahead.content` reports its demands to the Predictor of its specimen, and what that
-predicts is queued as prefetch: the rest of the same slice before the next slices. How far ahead follows from what the
-link carries and from a share of the memory budget.
+Every slice that is read through `Readahead.content` reports its demands to the Predictor of its
+specimen, and what that predicts is queued as prefetch: the rest of the same slice before the next
+slices. How far ahead follows from what the link carries and from a share of the memory budget.
 
-Threads: contents are read from any thread. Each specimen's predictor has a lock, held for microseconds.
+Threads: contents are read from any thread. Each specimen's predictor has a lock, held for
+microseconds.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from bffs.predictor import Plan, Predictor
 from bffs.store import ObjectInfo
 
 ACTIVE = 3.0
-"""Seconds after its last demand during which a specimen counts as being read, and gets its share of memory."""
+"""Seconds after its last demand during which a specimen counts as being read, and gets its share of
+memory."""
 
 
 class Readahead:
-    """Follows all readers of a mount. `most` is the bytes to read ahead, None for as much as is useful."""
+    """Follows all readers of a mount. `most` is the bytes to read ahead, None for as much as is
+    useful."""
 
     def __init__(self, blocks: BlockReader, *, memory: int, most: int | None) -> None:
         self.blocks = blocks
@@ -36,7 +39,8 @@ class Readahead:
         return SpecimenReadahead(self, name, slices)
 
     def depth(self, name: str) -> int:
-        """Bytes that may be ahead of the reader of specimen `name`, which is demanding something now."""
+        """Bytes that may be ahead of the reader of specimen `name`, which is demanding something
+        now."""
         now = time.monotonic()
         self._last_demand[name] = now
         active = sum(now - last < ACTIVE for last in tuple(self._last_demand.values()))

@@ -87,9 +87,13 @@ class MountOptions:
 # -- values: text in, value out, ValueError with the reason -----------------------------------------------------
 
 
-def absolute_path(text: str) -> Path:
-    """`text` as a path from the root, `~` expanded; nothing on the way is looked at, it may be a dead mount."""
-    return Path(os.path.abspath(os.path.expanduser(text)))
+def absolute_path(text: str, folder: Path | None = None) -> Path:
+    """`text` as a path from the root: `~` expanded, otherwise relative to `folder` or the working directory.
+
+    Nothing on the way is looked at, for it may be a dead mount; links stay links.
+    """
+    path = os.path.expanduser(text)  # pathlib's own fails for an unknown ~user
+    return Path(os.path.abspath(folder / path if folder else path))
 
 
 def _cache_dir(text: str) -> Path:
@@ -106,9 +110,10 @@ def _endpoint_url(text: str) -> str | None:
     try:
         url = urlsplit(text)
         usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        usable = usable and not (url.query or url.fragment or " " in text)
     except ValueError:
         usable = False
-    if not usable or url.query or url.fragment or " " in text:
+    if not usable:
         raise ValueError(f"{text!r} is not an endpoint such as https://s3.example.org")
     return text.rstrip("/")
 
@@ -315,7 +320,7 @@ def _config_layer(path: Path) -> _Layer:
     for option in OPTIONS:
         text = texts.get(option.key, "")
         if text and (option.metavar == "DIR" or text.endswith(".toml")):
-            texts[option.key] = str(path.parent / os.path.expanduser(text))
+            texts[option.key] = str(absolute_path(text, path.parent))
     return _Layer(texts, lambda option: f"{path}: {option.key}")
 
 

@@ -1,7 +1,7 @@
 """The value types that all layers speak, and the protocol of an object store.
 
-An object is known by key *and* ETag: an `ObjectInfo` names one immutable version, and every block, cache file
-and open handle belongs to exactly one version.
+An object is known by key *and* ETag: an `ObjectInfo` names one immutable version, and every block,
+cache file and open handle belongs to exactly one version.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 class ObjectInfo(NamedTuple):
     """One version of one object, as it was listed.
 
-    `etag` is without quotes; `size` in bytes; `mtime` in whole seconds since 1970 UTC (the store's LastModified).
+    `etag` is without quotes; `size` in bytes; `mtime` in whole seconds since 1970 UTC (the store's
+    LastModified).
     """
 
     key: str
@@ -43,7 +44,8 @@ class ObjectStore(Protocol):
     """
 
     def list(self, prefix: str, *, folders: bool = False) -> Iterator[Listing]:
-        """Pages of the keys below `prefix`; with `folders`, only its own level and the prefixes one deeper.
+        """Pages of the keys below `prefix`; with `folders`, only its own level and the prefixes one
+        deeper.
 
         Raises StoreError.
         """
@@ -54,8 +56,8 @@ class ObjectStore(Protocol):
     ) -> None:
         """Fill `buffer` with the bytes of this version of `obj` from offset `start` on.
 
-        `advance(n)` is called from this thread as soon as the first `n` bytes of the buffer are valid, for growing
-        `n` and last with the buffer's length. Raises ObjectChanged where the version is gone, StoreError otherwise;
-        what `advance` has reported stays valid even then.
+        `advance(n)` is called from this thread as soon as the first `n` bytes of the buffer are
+        valid, for growing `n` and last with the buffer's length. Raises ObjectChanged where the
+        version is gone, StoreError otherwise; what `advance` has reported stays valid even then.
         """
         ...

@@ -79,7 +79,7 @@ def as_csv(table: Iterable[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
-    writer.writerows(row._replace(swc=json.dumps(row.swc)) for row in table)
+    writer.writerows((*row[:-1], json.dumps(row.swc)) for row in table)
     return text.getvalue()
 
 
@@ -155,15 +155,14 @@ def describe(specimen: Specimen, dataset: Dataset) -> dict[str, Any]:
 
 def as_text(about: dict[str, Any]) -> str:
     """A description (see `describe`) for people, a line for each fact."""
-    smallest, largest = about["smallest_slice"], about["largest_slice"]
-    size = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
     facts = {
         "specimen": f"{about['split']}/{about['id']}",
         "where": f"{about['endpoint_url'] or 'AWS'} bucket {about['bucket']}, {about['prefix']}",
         "slices": f"{about['slices']:,}, {format_size(about['bytes'])} ({about['bytes']:,} bytes)",
     }
     if about["slices"]:
-        facts["each"] = f"{size} bytes"
+        sizes = sorted({about["smallest_slice"], about["largest_slice"]})
+        facts["each"] = f"{' to '.join(f'{size:,}' for size in sizes)} bytes"
         facts["first"] = about["first_slice"]
         facts["last"] = about["last_slice"]
     facts["swc"] = (

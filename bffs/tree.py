@@ -1,10 +1,10 @@
 """The tree: folders and files, found by path; what every layer of the mount speaks.
 
-A `Folder` learns its entries when it is first asked for them. Nothing in here touches the network: names, sizes and times
-are known from the catalog.
+A `Folder` learns its entries when it is first asked for them. Nothing in here touches the network:
+names, sizes and times are known from the catalog.
 
-Threads: nodes are immutable but for the lazily made entries of a folder, which two threads may make at once with the
-same result.
+Threads: nodes are immutable but for the lazily made entries of a folder, which two threads may make
+at once with the same result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Attributes(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """What a folder holds: bytes of all files below it, the latest of their times, folders directly in it."""
+    """What a folder holds: bytes of all files below it, the latest of their times, folders directly
+    in it."""
 
     size: int
     mtime: int
@@ -95,7 +96,8 @@ Node = File | Folder
 
 
 class FileSystem(Protocol):
-    """What the FUSE adapter serves. Every method may be called from any thread and raises OSError or BffsError."""
+    """What the FUSE adapter serves. Every method may be called from any thread and raises OSError
+    or BffsError."""
 
     def find(self, path: str) -> Node:
         """The node at an absolute path. Raises FileNotFoundError or NotADirectoryError."""
@@ -128,7 +130,6 @@ class Tree:
 
     def statfs(self) -> None:
         """A read-only tree takes no files."""
-        return None
 
 
 def inode(path: str) -> int:

@@ -43,7 +43,9 @@ def format_size(size: int) -> str:
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key under which runs of digits compare as numbers: slice-9 before slice-10."""
     return tuple(
-        (1, int(piece)) if piece.isdecimal() else (0, piece) for piece in _DIGITS.split(name) if piece
+        (1, int(piece)) if piece.isdecimal() else (0, piece)
+        for piece in _DIGITS.split(name)
+        if piece
     )
 
 
