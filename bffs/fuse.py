@@ -26,6 +26,7 @@ import itertools
 import logging
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,7 @@ from typing import Any, NamedTuple
 
 from bffs.content import Content
 from bffs.errors import MountError, to_errno
-from bffs.tree import Attributes, File, FileSystem, Folder, Node
+from bffs.tree import Attributes, FileSystem, Folder, Node
 
 
 def _load_binding() -> Any:
@@ -159,14 +160,15 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
         st.st_ino, st.st_mode, st.st_size, seconds, st.st_nlink = attributes
         st.st_uid = self._uid
         st.st_gid = self._gid
-        st.st_blocks = -(-attributes.size // 512)
+        # A folder's size is that of its files, but its blocks are none: du adds up both.
+        st.st_blocks = 0 if stat.S_ISDIR(attributes.mode) else -(-attributes.size // 512)
         st.st_blksize = REQUEST_SIZE
         st.st_mtimespec.tv_sec = st.st_ctimespec.tv_sec = st.st_atimespec.tv_sec = seconds
 
     def opendir(self, path: bytes, fip: Any) -> None:
         """Open a folder; the kernel may keep its entries."""
         node = self._find(path)
-        if isinstance(node, File):
+        if not isinstance(node, Folder):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         fip.contents.fh = self._keep(_Open(node))
         fip.contents.keep_cache = 1

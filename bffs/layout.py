@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 
 from bffs import manifest
 from bffs.cache import DiskCache
@@ -24,7 +24,7 @@ from bffs.readahead import Readahead, SpecimenReadahead
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
 from bffs.tiff import SliceLayout, slice_layout
-from bffs.tree import File, Folder, Node, Weight, file_attributes
+from bffs.tree import Attributes, Folder, Node, Weight, file_attributes
 
 WHOLE_MANIFEST = "specimens_manifest.json"
 MANIFEST = "manifest.json"
@@ -40,7 +40,7 @@ def build(catalog: Catalog, dataset: Dataset, readahead: Readahead, cache: DiskC
             for specimen in catalog.of_split(split)
         }
         entries[split] = _folder(f"/{split}", folders, listed)
-    entries[WHOLE_MANIFEST] = _synthesized(
+    entries[WHOLE_MANIFEST] = _Synthesized(
         f"/{WHOLE_MANIFEST}", listed, lambda: manifest.encode(manifest.whole_dataset(catalog))
     )
     return _folder("/", entries, listed)
@@ -60,13 +60,23 @@ def _folder(path: str, entries: Mapping[str, Node], otherwise: int) -> Folder:
     return Folder(path, weigh, lambda: entries)
 
 
-def _synthesized(path: str, mtime: int, make: Callable[[], bytes]) -> File:
-    """A file that bffs makes, anew for each handle: 53,926 keys make 15 MB of manifests, better not
-    kept."""
-    return File(
-        lambda: file_attributes(path, len(make()), mtime),
-        lambda: BytesContent(make()),
-    )
+class _Synthesized:
+    """A file that bffs makes, anew for each handle: the manifests of all keys are 15 MB, better not kept."""
+
+    def __init__(self, path: str, mtime: int, make: Callable[[], bytes]) -> None:
+        self._path = path
+        self._mtime = mtime
+        self._make = make
+
+    @cached_property
+    def attributes(self) -> Attributes:
+        return file_attributes(self._path, len(self._make()), self._mtime)
+
+    def open(self) -> Content:
+        return BytesContent(self._make())
+
+    def xattrs(self) -> dict[str, bytes]:
+        return {}
 
 
 class _SpecimenFolder:
@@ -75,21 +85,23 @@ class _SpecimenFolder:
     def __init__(
         self, specimen: Specimen, dataset: Dataset, readahead: Readahead, cache: DiskCache
     ) -> None:
+        self.path = f"/{specimen.split}/{specimen.id}"
+        self.cache = cache
+        self.blocks = readahead.blocks
         self._specimen = specimen
         self._readahead = readahead
-        self._cache = cache
-        self._path = f"/{specimen.split}/{specimen.id}"
         self._mtime = max(obj.mtime for obj in specimen.objects())
-        self._manifest = _synthesized(
-            f"{self._path}/{MANIFEST}",
+        self._manifest = _Synthesized(
+            f"{self.path}/{MANIFEST}",
             self._mtime,
             lambda: manifest.encode(manifest.of_specimen(specimen, dataset, self._slice_layout)),
         )
-        self.folder = Folder(self._path, self._weigh, self._entries)
+        self.folder = Folder(self.path, self._weigh, self._entries)
 
-    def _weigh(self) -> Weight:
-        objects = sum(obj.size for obj in self._specimen.objects())
-        return Weight(objects + self._manifest.attributes.size, self._mtime, 0)
+    @cached_property
+    def follower(self) -> SpecimenReadahead:
+        """What follows the readers of the slices, made when the first is opened."""
+        return self._readahead.specimen(self.path, self._specimen.slices)
 
     @cached_property
     def _slice_layout(self) -> SliceLayout | None:
@@ -98,37 +110,58 @@ class _SpecimenFolder:
         first = next(iter(self._specimen.slices), None)
         if first is None or not first.size:
             return None
-        cached = self._cache.open(first)
+        cached = self.cache.open(first)
         with suppress(BffsError):
             return slice_layout(LocalContent(cached)) if cached.has(0) else None
         return None
 
-    @cached_property
-    def _follower(self) -> SpecimenReadahead:
-        return self._readahead.specimen(self._path, self._specimen.slices)
+    def _weigh(self) -> Weight:
+        objects = sum(obj.size for obj in self._specimen.objects())
+        return Weight(objects + self._manifest.attributes.size, self._mtime, 0)
 
     def _entries(self) -> dict[str, Node]:
         entries: dict[str, Node] = {MANIFEST: self._manifest}
         for index, obj in enumerate(self._specimen.slices):
-            self._add(entries, obj, partial(self._open_slice, index))
+            entries[base_name(obj.key)] = _SliceFile(self, obj, index)
         swc = [self._specimen.swc] if self._specimen.swc is not None else []
         for obj in (*swc, *self._specimen.others):
-            self._add(entries, obj, partial(ObjectContent, self._readahead.blocks, obj))
+            entries[base_name(obj.key)] = _ObjectFile(self, obj)
         return entries
 
-    def _open_slice(self, index: int) -> Content:
-        return self._follower.content(index)
 
-    def _add(self, entries: dict[str, Node], obj: ObjectInfo, open: Callable[[], Content]) -> None:
-        name = base_name(obj.key)
-        path = f"{self._path}/{name}"
-        entries[name] = File(
-            partial(file_attributes, path, obj.size, obj.mtime), open, partial(self._xattrs, obj)
-        )
+class _ObjectFile:
+    """An object as a file."""
 
-    def _xattrs(self, obj: ObjectInfo) -> dict[str, bytes]:
+    __slots__ = ("_folder", "_obj")
+
+    def __init__(self, folder: _SpecimenFolder, obj: ObjectInfo) -> None:
+        self._folder = folder
+        self._obj = obj
+
+    @property
+    def attributes(self) -> Attributes:
+        obj = self._obj
+        return file_attributes(f"{self._folder.path}/{base_name(obj.key)}", obj.size, obj.mtime)
+
+    def open(self) -> Content:
+        return ObjectContent(self._folder.blocks, self._obj)
+
+    def xattrs(self) -> dict[str, bytes]:
         return {
-            "user.bffs.key": obj.key.encode(),
-            "user.bffs.etag": obj.etag.encode(),
-            "user.bffs.cached": str(self._cache.open(obj).bytes_present()).encode(),
+            "user.bffs.key": self._obj.key.encode(),
+            "user.bffs.etag": self._obj.etag.encode(),
+            "user.bffs.cached": str(self._folder.cache.open(self._obj).bytes_present()).encode(),
         }
+
+
+class _SliceFile(_ObjectFile):
+    """A slice as a file, whose readers are followed."""
+
+    __slots__ = ("_index",)
+
+    def __init__(self, folder: _SpecimenFolder, obj: ObjectInfo, index: int) -> None:
+        super().__init__(folder, obj)
+        self._index = index
+
+    def open(self) -> Content:
+        return self._folder.follower.content(self._index)

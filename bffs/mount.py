@@ -223,7 +223,7 @@ class _Signals:
 def _fuse_options(settings: Settings, options: MountOptions) -> dict[str, Any]:
     """libfuse's mount options; the user's own come last."""
     chosen: dict[str, Any] = {
-        "fsname": settings.dataset.bucket.replace(",", "_"),
+        "fsname": "bffs:" + settings.dataset.bucket.replace(",", "_"),
         "subtype": "bffs",
         "ro": True,
         "default_permissions": True,
