@@ -14,9 +14,8 @@ import-linter holds the direction (setup.cfg)::
     blocks                         single-flight, prioritised fetching within one memory budget
     cache | link                   the disk cache: a sparse file per object version | the measured speed of the store
     index | manifest               the cache's book of what is where | the published manifest and one per specimen
-    catalog | drawing | mountpoint | s3
-                                   a listing as specimens | the demo's neurons | mounting's folders and unmounting |
-                                   the only import of boto3: sessions, retries, error translation
+    catalog | s3 | tiff            a listing as specimens | the only import of boto3 | the only import of tifffile
+    drawing | logs | mountpoint    the demo's neurons | where messages go | folders that are mounted on, unmounting
     private                        folders of this user alone
     store                          ObjectInfo, ByteRange, ObjectStore: the value types everyone speaks
     settings                       options and dataset profiles

@@ -34,7 +34,7 @@ import time
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ from bffs.cache import BLOCK, CachedObject, DiskCache, checksum
 from bffs.errors import BffsError, Closing
 from bffs.link import MIN_PIECE, Link
 from bffs.store import ByteRange, ObjectInfo, ObjectStore
+from bffs.units import MIB
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ a GB, 1 MiB 1.5."""
 
 RESERVED = 4
 """Connections that prefetching leaves free for demands."""
+
+NEAR = 16 * MIB
+"""Bytes ahead of a reader within which it is served as quickly as possible."""
 
 WRITERS = 2
 
@@ -167,7 +171,9 @@ class _Stream:
     """What one reader's prefetch still wants, nearest first."""
 
     priority: Priority
-    wants: deque[_Want] = field(default_factory=deque)
+    wants: deque[_Want]
+    ahead: int = 0
+    """Blocks between the reader and what is wanted next: here already, or on their way."""
 
 
 class _Piece(NamedTuple):
@@ -406,22 +412,25 @@ class BlockReader:
         if free <= 0 or room < min(MIN_PIECE, self.link.window // 2):
             self._saturated = True
             return None
-        most = max(
-            MIN_PIECE, min(self.link.piece, backlog // max(1, min(free, self._idle_threads)))
-        )
-        for priority in Priority:
-            for name in [n for n, s in self._streams.items() if s.priority is priority]:
-                stream = self._streams[name]
-                while stream.wants:
-                    want = stream.wants[0]
-                    piece = self._take(want, most, demanded=False)
-                    if piece is not None:
-                        self._streams.move_to_end(name)  # each stream in turn
-                        return piece
-                    if want.first < want.stop:
-                        return None
-                    stream.wants.popleft()
-                del self._streams[name]
+        # What a reader waits for next is split among the idle connections; what is still far from
+        # it comes in requests of full size, which cost less.
+        split = max(MIN_PIECE, backlog // max(1, min(free, self._idle_threads)))
+        for name in sorted(self._streams, key=lambda name: self._streams[name].priority):
+            stream = self._streams[name]
+            while stream.wants:
+                want = stream.wants[0]
+                before = want.first
+                far = stream.ahead * BLOCK >= NEAR
+                most = self.link.piece if far else min(self.link.piece, split)
+                piece = self._take(want, most, demanded=False)
+                stream.ahead += want.first - before
+                if piece is not None:
+                    self._streams.move_to_end(name)  # each stream in turn
+                    return piece
+                if want.first < want.stop:
+                    return None
+                stream.wants.popleft()
+            del self._streams[name]
         return None
 
     def _take(self, want: _Want, most: int, *, demanded: bool) -> _Piece | None:
@@ -482,7 +491,9 @@ class BlockReader:
                 if not done:
                     self.link.answered(now - begun, now, saturated=self._saturated)
                     begun, first = now, stop
-                self.counters.fetched += min(stop * BLOCK, len(view)) - done * BLOCK
+                size = min(stop * BLOCK, len(view)) - done * BLOCK
+                self.link.arrived(size, now)
+                self.counters.fetched += size
                 self._arrived(part, ((1 << (stop - done)) - 1) << (piece.first + done))
             done = stop
 

@@ -3,7 +3,8 @@
 A neuron is grown as a tree, the same that its SWC tells. What stains it is laid into a few thin layers by depth; a
 slice is all layers, each blurred by its distance from the focus, and the light that passes through them.
 
-Pure functions: the same seed makes the same neuron and the same bytes. Lengths are pixels, depths are slices.
+Pure functions: the same seed makes the same neuron and, on one machine, the same bytes. Lengths are in pixels, depths
+in slices.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ DRAWN_HEIGHT = 800
 """Height of the pictures for which the lengths here are meant; other heights scale them."""
 
 _STEP = 5.0
+_THINNEST = 0.75
+"""Radius of a process at its end."""
+
 _SHARPEST = 0.7
 """Blur (standard deviation, pixels) in focus."""
 
@@ -66,37 +70,38 @@ class _Tip(NamedTuple):
 def grow(seed: int, width: int, height: int, slices: int) -> list[Node]:
     """A neuron that fits into a stack of that shape: a soma, dendrites, and a thin axon."""
     rng = np.random.default_rng(seed)
-    unit = height / DRAWN_HEIGHT
-    soma = Node(SOMA, width * rng.uniform(0.44, 0.56), height * rng.uniform(0.52, 0.62),
-                slices * rng.uniform(0.45, 0.55), 15 * unit, -1)  # fmt: skip
-    nodes = [soma]
+    shape = (width, height, slices)
+    x, y = width * rng.uniform(0.44, 0.56), height * rng.uniform(0.52, 0.62)
+    z, unit = (slices - 1) * rng.uniform(0.45, 0.55), height / DRAWN_HEIGHT
+    nodes = [Node(SOMA, x, y, z, 15 * unit, -1)]
     up = -math.pi / 2
-    _grow(rng, nodes, APICAL_DENDRITE, _Tip(0, up, 0, 6.0, 520, 4), slices, unit, 0.035)
+    _extend(rng, nodes, APICAL_DENDRITE, _Tip(0, up, 0, 6.0, 520, 4), shape, branching=0.035)
     basal = 6
-    for number in range(basal):
-        heading = up + math.tau * (number + 1 + rng.uniform(-0.25, 0.25)) / (basal + 1)
+    for number in range(1, basal + 1):
+        heading = up + math.tau * (number + rng.uniform(-0.25, 0.25)) / (basal + 1)
         tip = _Tip(0, heading, rng.normal(0, 0.9), rng.uniform(3.2, 4.6), rng.uniform(230, 380), 4)
-        _grow(rng, nodes, DENDRITE, tip, slices, unit, 0.036)
-    _grow(rng, nodes, AXON, _Tip(0, -up + 0.3, 0.2, 1.5, 900, 3), slices, unit, 0.014)
+        _extend(rng, nodes, DENDRITE, tip, shape, branching=0.036)
+    _extend(rng, nodes, AXON, _Tip(0, 0.3 - up, 0.2, 1.5, 900, 3), shape, branching=0.014)
     return nodes
 
 
-def _grow(
+def _extend(
     rng: np.random.Generator,
     nodes: list[Node],
     kind: int,
     root: _Tip,
-    slices: int,
-    unit: float,
+    shape: tuple[int, int, int],
+    *,
     branching: float,
 ) -> None:
-    """Add a process and its branches to `nodes`; `branching` is the chance of a branch in each step."""
+    """Add a process with its branches to `nodes`; `branching` is the chance of a branch in each step."""
+    width, height, slices = shape
+    unit = height / DRAWN_HEIGHT
     soma = nodes[0]
-    right, bottom = soma.x * 2, soma.y * 2
     tips = [root]
     while tips:
         node, heading, climb, radius, length, branchings = tips.pop()
-        taper = (0.75 / radius) ** (_STEP / length) if radius > 0.75 else 1.0  # noqa: PLR2004
+        taper = min(1.0, (_THINNEST / radius) ** (_STEP / length))
         while length > 0:
             x, y, z = nodes[node][1:4]
             away = math.atan2(y - soma.y, x - soma.x)
@@ -105,29 +110,21 @@ def _grow(
             x += _STEP * unit * math.cos(heading)
             y += _STEP * unit * math.sin(heading)
             z += _STEP * climb * slices / DRAWN_HEIGHT
-            if not (0 <= x < right and 0 <= y < bottom):
+            if not (0 <= x < width and 0 <= y < height):
                 break
             if not 0 < z < slices - 1:
                 z, climb = min(max(z, 0.0), slices - 1.0), -climb
-            varicose = 1.0 + (0.9 if kind == AXON and rng.random() < 0.06 else rng.normal(0, 0.06))
-            nodes.append(Node(kind, x, y, z, radius * varicose * unit, node))
+            varicosity = 1.9 if kind == AXON and rng.random() < 0.06 else rng.normal(1, 0.06)
+            nodes.append(Node(kind, x, y, z, radius * varicosity * unit, node))
             node = len(nodes) - 1
             radius *= taper
             length -= _STEP
             if branchings > 0 and rng.random() < branching:
-                side = rng.choice((-1, 1)) * rng.uniform(0.45, 0.9)
                 branchings -= 1
+                side = rng.choice((-1, 1)) * rng.uniform(0.45, 0.9)
+                rise = climb + rng.normal(0, 0.4)
                 shorter = length * rng.uniform(0.55, 0.95)
-                tips.append(
-                    _Tip(
-                        node,
-                        heading + side,
-                        climb + rng.normal(0, 0.4),
-                        radius * 0.8,
-                        shorter,
-                        branchings,
-                    )
-                )
+                tips.append(_Tip(node, heading + side, rise, radius * 0.8, shorter, branchings))
                 heading -= side * 0.35
                 radius *= 0.92
 

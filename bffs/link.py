@@ -1,10 +1,13 @@
 """What the link to the store can carry: how much to have in flight, and in which portions.
 
 The window for prefetching grows while there is more to fetch than it allows, and shrinks when first
-blocks take notably longer than they do at best: then requests queue somewhere - on the link, at the
-store, or for this machine's processors - and a demanded block would queue behind them. This needs
-no idea of the link's bandwidth, follows it when it changes, and on a slow link leaves few enough
-requests in flight that a jump is answered quickly.
+blocks take notably longer than they do at best: then requests queue somewhere, and a demanded block
+would queue behind them. It never shrinks below a few times the most bandwidth seen lately times the
+best latency, which is what the link holds: slow answers may just as well come from a busy machine,
+and a small window would only make it slower.
+
+So a link of 1 GB/s and 30 ms has some 100 MiB in flight, one of 12 MB/s and 100 ms 4 MiB, and a
+jump is answered quickly on both.
 
 Requests are as large as a connection carries in `PIECE_LATENCIES` latencies, so that waiting for
 first bytes costs little.
@@ -13,6 +16,8 @@ Pure: times are passed in. Not thread-safe: `blocks` calls it under its own lock
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from bffs.units import MIB
 
@@ -24,10 +29,16 @@ window shrinks."""
 SHRINK = 0.7
 SMOOTHING = 1 / 8
 
+HELD = 3.0
+"""Times bandwidth x latency that the window never shrinks below."""
+
 PIECE_LATENCIES = 4.0
 
+SLOT = 0.2
+"""Seconds over which bandwidth is measured."""
+
 MEMORY = 30.0
-"""Seconds after which a best latency is forgotten, once another has been seen."""
+"""Seconds after which a best latency or bandwidth is forgotten, once another has been seen."""
 
 MIN_WINDOW = 4 * MIB
 FIRST_WINDOW = 32 * MIB
@@ -39,15 +50,18 @@ MIN_PIECE = 1 * MIB
 
 
 class Link:
-    """A running estimate; sizes in bytes, times in seconds. `most` bounds the window, `max_piece` a
-    request."""
+    """A running estimate; sizes in bytes, times in seconds.
+
+    `most` bounds the window, `max_piece` a request.
+    """
 
     def __init__(self, most: int, max_piece: int) -> None:
         self._most = most
         self._max_piece = max_piece
-        self._best = 0.0
-        self._next_best = 0.0
-        self._rotated = 0.0
+        self._latencies = _Best(min)
+        self._bandwidths = _Best(max)
+        self._slot_start = 0.0
+        self._slot_bytes = 0
         self._recent = 0.0
         self._rate = 0.0
         self._hold_until = 0.0
@@ -56,36 +70,61 @@ class Link:
     @property
     def latency(self) -> float:
         """Seconds to a first block at best, 0 while unknown."""
-        return self._best
+        return self._latencies.value
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second of all connections at best, 0 while unknown."""
+        return self._bandwidths.value
 
     @property
     def piece(self) -> int:
         """Bytes that one request for bulk data should have."""
-        wanted = int(PIECE_LATENCIES * self._best * self._rate)
+        wanted = int(PIECE_LATENCIES * self.latency * self._rate)
         return min(max(wanted, MIN_PIECE), self._max_piece)
 
     def answered(self, seconds: float, now: float, *, saturated: bool) -> None:
-        """A request's first block took this long; `saturated` if more could be fetched but for the
-        window."""
-        self._remember(seconds, now)
+        """A request's first block took this long; `saturated` if only the window keeps back more."""
+        self._latencies.add(seconds, now)
         self._recent += (seconds - self._recent) * (SMOOTHING if self._recent else 1.0)
-        if self._recent > PATIENCE * self._best + SLACK:
+        if self._recent > PATIENCE * self.latency + SLACK:
             if now >= self._hold_until:
-                self.window = max(int(self.window * SHRINK), MIN_WINDOW)
+                held = int(HELD * self.bandwidth * self.latency)
+                shrunk = max(int(self.window * SHRINK), held, MIN_WINDOW)
+                self.window = min(self.window, shrunk)
                 self._hold_until = now + self._recent  # its effect shows after one round
         elif saturated:
             self.window = min(self.window + MIN_PIECE, self._most)
+
+    def arrived(self, size: int, now: float) -> None:
+        """`size` more bytes are here, of whichever request."""
+        elapsed = now - self._slot_start
+        if elapsed >= SLOT:
+            if elapsed < 2 * SLOT:
+                self._bandwidths.add(self._slot_bytes / elapsed, now)
+            self._slot_start, self._slot_bytes = now, 0
+        self._slot_bytes += size
 
     def transferred(self, size: int, seconds: float) -> None:
         """After its first block, a request's remaining `size` bytes took this long."""
         if size and seconds > 0:
             self._rate += (size / seconds - self._rate) * (SMOOTHING if self._rate else 1.0)
 
-    def _remember(self, seconds: float, now: float) -> None:
+
+class _Best:
+    """The best of the values added in the last `MEMORY` to twice `MEMORY` seconds, 0 before any."""
+
+    def __init__(self, better: Callable[[float, float], float]) -> None:
+        self._better = better
+        self._next = 0.0
+        self._rotated = 0.0
+        self.value = 0.0
+
+    def add(self, value: float, now: float) -> None:
         if now - self._rotated > MEMORY:
-            self._best = min(seconds, self._next_best or seconds)
-            self._next_best = seconds
+            self.value = self._better(self._next, value) if self._next else value
+            self._next = value
             self._rotated = now
         else:
-            self._best = min(self._best, seconds)
-            self._next_best = min(self._next_best, seconds)
+            self.value = self._better(self.value, value)
+            self._next = self._better(self._next, value)

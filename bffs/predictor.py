@@ -43,7 +43,8 @@ _STREAMS = 8  # remembered per visit
 
 # From slice to slice. A walk may leave out _NEAR steps (they were in the page cache), or be out of
 # order by as many (a pool of threads). Two visits may start a walk if they are not more than _NEAR
-# apart; they already make one if they are not more than _HUNCH apart and the first was read whole.
+# apart; they already make one if they are not more than _HUNCH apart and the first was read whole
+# and just now.
 _NEAR = 16
 _HUNCH = 5
 _LATE = 3  # demands of a slice that may come after it was left for the next one
@@ -103,14 +104,13 @@ class _Stream:
 class _Visit:
     """What was read of one slice. Times are counted in demands."""
 
-    __slots__ = ("back", "block", "born", "index", "scattered", "seen", "size", "streams")
+    __slots__ = ("back", "block", "born", "index", "seen", "size", "streams")
 
     def __init__(self, index: int, size: int, block: int, now: int) -> None:
         self.index = index
         self.size = size
         self.block = block
         self.streams: list[_Stream] = []  # the one read last comes first
-        self.scattered = False  # more streams than are remembered
         self.born = now
         self.seen = now  # last demanded
         self.back = -_ACTIVE  # last demanded after another slice of the same walk had been
@@ -121,37 +121,43 @@ class _Visit:
         for position, stream in enumerate(streams):
             gap = start - stream.stop
             if stream.sure:
-                if not -_REORDERED <= gap <= _SKIP:
+                if gap > _SKIP or stop < stream.stop - _REORDERED:
                     continue
-            elif gap > self.block or stop < stream.start - self.block:
+            elif gap > self.block or start < stream.start:
                 continue
             if position:
                 streams.insert(0, streams.pop(position))
-            if start < stream.start:
-                stream.start = start
             if stop <= stream.stop:
+                stream.trust += stream.sure  # it fills a gap that cost trust
                 return False
             stream.stop = stop
-            if stream.sure or position < _STREAMS // 2:  # else too long ago: chance
-                stream.judge(gap, stop - start, self.block)
+            stream.judge(gap, stop - start, self.block)
             if len(streams) > 1:
-                self._join(stream)
+                self._overtake(stream)
             return stream.sure and stop >= stream.due
-        if len(streams) == _STREAMS:
-            self.scattered = True
-            unsure = [stream for stream in streams if not stream.sure]
-            streams.remove((unsure or streams)[-1])
-        streams.insert(0, _Stream(start, stop))
+        self._begin(start, stop)
         return False
 
-    def _join(self, stream: _Stream) -> None:
-        """Take over the streams further on that a stream has come up to."""
+    def _overtake(self, stream: _Stream) -> None:
+        """Make one of a stream and those further on that it has come up to."""
         for other in self.streams[1:]:
             if stream.start < other.start <= stream.stop < other.stop:
                 stream.stop = other.stop
-                stream.trust = max(stream.trust, other.trust)
-                stream.sure = stream.sure or other.sure
                 self.streams.remove(other)
+
+    def _begin(self, start: int, stop: int) -> None:
+        """What was demanded continues no stream, but may lie just before one."""
+        streams = self.streams
+        for stream in streams:
+            if start < stream.start <= stop <= stream.stop:
+                stream.start = start
+                streams.remove(stream)
+                streams.insert(0, stream)
+                return
+        if len(streams) == _STREAMS:
+            unsure = [stream for stream in streams if not stream.sure]
+            streams.remove((unsure or streams)[-1])
+        streams.insert(0, _Stream(start, stop))
 
     def whole(self) -> bool:
         """The slice is being read through: in one go from near its start to beyond its middle."""
@@ -170,10 +176,8 @@ class _Visit:
         return self.streams[0].sure and self.streams[0].stop < self.size
 
     def stretches(self) -> list[_Stretch]:
-        """What was read, in order, joined across gaps of a block; nothing if scattered."""
+        """What was read, in order, joined across gaps of a block."""
         merged: list[_Stretch] = []
-        if self.scattered:
-            return merged
         for start, stop in sorted((stream.start, stream.stop) for stream in self.streams):
             reach = stop if stop < self.size - self.block else _END
             if merged and start <= merged[-1][1] + self.block:
@@ -236,9 +240,9 @@ class _Track:
         known = self.steps_to(index) is not None
         self.arrivals = [*self.arrivals[-3:], index]
         strides = {later - earlier for earlier, later in pairwise(self.arrivals)}
-        if len(strides) == 1 and not (known and len(self.arrivals) < 4):
-            # Equal steps decide; against what was known it takes three of them, as two may be
-            # chance among threads that are out of order.
+        if len(strides) == 1:
+            # Equal steps decide: two make a walk, and three make another one of a walk, as two may
+            # be chance among threads that are out of order.
             (stride,) = strides
             self.steps = self.steps + 1 if stride == self.stride else len(self.arrivals) - 1
             self.stride = stride
@@ -260,8 +264,8 @@ class _Track:
             return []
         last = [old for old in islice(reversed(self.visits.values()), 16) if old is not visit]
         if self.steps == 1:
-            whole = abs(self.stride) <= _HUNCH and last[0].whole()
-            return [(0, _END)] if whole else []
+            near = abs(self.stride) <= _HUNCH and visit.born - last[0].seen <= _ACTIVE // 4
+            return [(0, _END)] if near and last[0].whole() else []
         # Read in turn by several threads, the last slices are unfinished: the fullest pair counts.
         in_turn = any(old.read_in_turn(now) for old in last)
         left = (old for old in last[: None if in_turn else 4] if old.seen < visit.born + _LATE)
@@ -468,7 +472,6 @@ class Predictor:
         """Wish for what is still to be read of a slice that is being read, up to `share` bytes."""
         first = visit.streams[0]
         rest = [(_after(visit.streams, start), stop) for start, stop in template]
-        rest.sort(key=lambda each: each[0] < first.start)  # what lies behind the reader comes last
         going = [
             stream
             for stream in visit.streams
