@@ -9,12 +9,12 @@ import-linter holds the direction (setup.cfg)::
     mount                          composition root: build, mount, signal ready, serve, unmount, stop in reverse
     fuse | layout | tables         requests in, stat, bytes and errnos out | specimens to folders | what commands print
     tree                           nodes, path resolution, the FileSystem protocol
-    readahead                      what the Predictor wishes for, asked of the blocks
+    readahead | tiff               what the Predictor wishes for, asked of the blocks | the only import of tifffile
     content | predictor            immutable bytes of any make | pure: what will be read next
     blocks                         single-flight, prioritised fetching within one memory budget
     cache | link                   the disk cache: a sparse file per object version | the measured speed of the store
     index | manifest               the cache's book of what is where | the published manifest and one per specimen
-    catalog | s3 | tiff            a listing as specimens | the only import of boto3 | the only import of tifffile
+    catalog | s3                   a listing as specimens | the only import of boto3
     drawing | logs | mountpoint    the demo's neurons | where messages go | folders that are mounted on, unmounting
     private                        folders of this user alone
     store                          ObjectInfo, ByteRange, ObjectStore: the value types everyone speaks

@@ -54,7 +54,7 @@ PART = BLOCKS_IN_PART * BLOCK
 a GB, 1 MiB 1.5."""
 
 RESERVED = 4
-"""Connections that prefetching leaves free for demands."""
+"""Connections that prefetching leaves free for demands, but no more than a quarter of them."""
 
 NEAR = 16 * MIB
 """Bytes ahead of a reader within which it is served as quickly as possible."""
@@ -205,6 +205,7 @@ class BlockReader:
         self._store = store
         self._cache = cache
         self._connections = connections
+        self._prefetchers = connections - min(RESERVED, connections // 4)
         self._memory = max(memory, 4 * PART)
         self.link = Link(self._memory // 2, PART)
         self.counters = Counters()
@@ -280,15 +281,12 @@ class BlockReader:
         done = 0
         while done < size:
             at, rest = offset + done, into[done:size]
-            if n := self._copy(obj, at, rest):
-                self.counters.from_memory += n
-            elif n := cached.read_into(at, rest):
-                self.counters.from_disk += n
-            elif not refreshed:
+            n = self._copy(obj, at, rest) or self._copy_from_disk(cached, at, rest)
+            if not n and refreshed:
+                self._wait(obj, cached, at, offset + size)
+            elif not n:
                 cached.refresh()
                 refreshed = True
-            else:
-                self._wait(obj, cached, at, offset + size)
             done += n
         return size
 
@@ -308,6 +306,15 @@ class BlockReader:
         with self._lock:
             part.spent |= start + n == part.size
             self._unpin(part)
+            self.counters.from_memory += n
+        return n
+
+    def _copy_from_disk(self, cached: CachedObject, offset: int, into: memoryview) -> int:
+        """Copy what the disk holds from `offset` on without a gap; how many bytes that was."""
+        n = cached.read_into(offset, into)
+        if n:
+            with self._lock:
+                self.counters.from_disk += n
         return n
 
     def _wait(self, obj: ObjectInfo, cached: CachedObject, start: int, stop: int) -> None:
@@ -403,7 +410,7 @@ class BlockReader:
         return self._next_prefetch()
 
     def _next_prefetch(self) -> _Piece | None:
-        free = self._connections - RESERVED - self._prefetching
+        free = self._prefetchers - self._prefetching
         backlog = sum(w.stop - w.first for s in self._streams.values() for w in s.wants) * BLOCK
         if not backlog:
             self._saturated = False
