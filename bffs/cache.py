@@ -48,7 +48,7 @@ import xxhash
 from cachetools import LRUCache
 
 from bffs.index import Index
-from bffs.private import own_folder
+from bffs.private import CACHE_VERSION, dataset_folder, own_dataset_folder
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
 from bffs.units import KIB
@@ -292,16 +292,14 @@ class DiskCache:
     """
 
     def __init__(self, folder: Path, dataset: Dataset, limit: int) -> None:
-        self._folder = folder / "v1"
-        self._objects = self._folder / _short_hash(f"{dataset.endpoint_url}\n{dataset.bucket}")
+        self._folder = folder / CACHE_VERSION
+        self._objects = dataset_folder(folder, dataset)
         self._index = Index(self._folder, limit)
         self._known: LRUCache[tuple[str, str], CachedObject] = LRUCache(_KNOWN_OBJECTS)
         self._lock = threading.Lock()
         self._paused_until = 0.0
         try:
-            own_folder(folder)
-            own_folder(self._folder)
-            own_folder(self._objects)
+            own_dataset_folder(folder, dataset)
         except OSError as error:
             self._pause(error)
 

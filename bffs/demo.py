@@ -21,25 +21,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from bffs import mountpoint as mountpoints
 from bffs.errors import BffsError, MountError
 from bffs.settings import DEFAULT_DATASET
 from bffs.units import format_size
 
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
-
 BUCKET = "bffs-demo"
 TEST_FOLDER = "TEST_DATA_SET/"
-
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "demo",
-    "AWS_SECRET_ACCESS_KEY": "demo",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
-"""What the server accepts, as it does everything else; never anybody's own keys."""
 
 MOUNT_WAIT = 60.0
 """Seconds that the driver has until the mount is there."""
@@ -143,26 +133,21 @@ def _serve() -> None:
     sys.stdin.read()
 
 
-def s3_client(url: str) -> S3Client:
-    """A client for a server of ours, whatever the environment says about credentials and proxies."""
-    import boto3
-    from botocore.config import Config
-
-    return boto3.Session(
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-        region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
-    ).client("s3", endpoint_url=url, config=Config(proxies={}))
-
-
-def upload(client: S3Client, objects: Iterable[tuple[str, bytes]]) -> list[int]:
+def upload(url: str, objects: Iterable[tuple[str, bytes]]) -> list[int]:
     """Make the bucket and put all objects into it, to be read without credentials; returns their sizes."""
-    client.create_bucket(Bucket=BUCKET)
-    sizes = []
-    for key, content in objects:
-        client.put_object(Bucket=BUCKET, Key=key, Body=content, ACL="public-read")
-        sizes.append(len(content))
-    return sizes
+    from urllib.parse import quote
+    from urllib.request import ProxyHandler, Request, build_opener
+
+    direct = build_opener(ProxyHandler({}))
+    headers = {"x-amz-acl": "public-read", "Content-Type": "application/octet-stream"}
+
+    def put(path: str, content: bytes) -> int:
+        request = Request(f"{url}/{quote(path)}", content, headers, method="PUT")
+        direct.open(request).close()
+        return len(content)
+
+    put(BUCKET, b"")
+    return [put(f"{BUCKET}/{key}", content) for key, content in objects]
 
 
 # -- the mount --------------------------------------------------------------------------------------------------
@@ -182,7 +167,7 @@ def run_demo(mountpoint: Path | None) -> int:
         mountpoints.check(mountpoint, allow_other=False)
         _say("Drawing neurons and uploading them to an S3 server on this machine ...")
         url = stack.enter_context(s3_server())
-        sizes = upload(s3_client(url), dataset())
+        sizes = upload(url, dataset())
         driver = stack.enter_context(_driver(mountpoint, url, folder / "cache"))
         _await_mount(driver, mountpoint)
         if driver.returncode is None:
@@ -269,7 +254,7 @@ def _is_mounted(mountpoint: Path) -> bool:
 def _environment() -> dict[str, str]:
     """This process's environment without the user's choices for other datasets, and no proxy on the way."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "BFFS_"))}
-    return kept | CREDENTIALS | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return kept | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
 def _location(url: str) -> list[str]:

@@ -38,6 +38,9 @@ _SHARPEST = 0.7
 _DEFOCUS = 28.0
 """Blur a whole stack away from the focus."""
 
+_CUT_OFF = 0.6
+"""Frequency (cycles per standard deviation of the blur) above which a thousandth is left."""
+
 _DENSITY = 0.22
 """Optical density of a pixel's depth of stain."""
 
@@ -158,8 +161,9 @@ def stack(nodes: list[Node], seed: int, width: int, height: int, slices: int) ->
         spectrum = np.zeros_like(spectra[0])
         for layer, of_layer in enumerate(spectra):
             away = layer / (LAYERS - 1) - number / max(1, slices - 1)
-            variance = _SHARPEST**2 + (_DEFOCUS * away * unit) ** 2
-            spectrum += of_layer * np.exp(per_variance * np.float32(variance))
+            sigma = math.hypot(_SHARPEST, _DEFOCUS * away * unit)
+            kept = np.s_[:, : int(_CUT_OFF / sigma * width) + 1]
+            spectrum[kept] += of_layer[kept] * np.exp(per_variance[kept] * np.float32(sigma**2))
         light = field * np.exp(-np.fft.irfft2(spectrum, (height, width)))
         light += _GRAIN * rng.standard_normal((height, width), np.float32)
         yield np.clip(light, 0, 255).astype(np.uint8)

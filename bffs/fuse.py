@@ -39,7 +39,7 @@ from bffs.tree import Attributes, FileSystem, Folder, Node
 
 def _load_binding() -> Any:
     """mfusepy on libfuse 3 if there is one, mfusepy on libfuse 2, or fusepy. Raises MountError."""
-    chosen = "FUSE_LIBRARY_PATH" in os.environ
+    chosen = bool(os.environ.get("FUSE_LIBRARY_PATH"))
     for name in () if chosen else ("libfuse3.so.4", "libfuse3.so.3"):
         with suppress(OSError):
             ctypes.CDLL(name)

@@ -17,6 +17,7 @@ Pure: times are passed in. Not thread-safe: `blocks` calls it under its own lock
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from bffs.units import MIB
@@ -117,7 +118,7 @@ class _Best:
     def __init__(self, better: Callable[[float, float], float]) -> None:
         self._better = better
         self._next = 0.0
-        self._rotated = 0.0
+        self._rotated = -math.inf
         self.value = 0.0
 
     def add(self, value: float, now: float) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
+from bffs.errors import BffsError
 from bffs.units import MIB
 
 LARGEST = 10 * MIB
@@ -23,15 +24,25 @@ def to_terminal(verbosity: int) -> None:
     _configure(logging.StreamHandler(), "bffs: %(message)s", verbosity)
 
 
-def to_file(path: Path | None, verbosity: int) -> None:
-    """Log to `path`, or to the user's log file, adding to what is there. Raises OSError."""
-    if path is None:
-        path = platformdirs.user_log_path("bffs") / "bffs.log"
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def made_private(path: Path | None) -> Path:
+    """`path`, or the user's log file, made if it isn't there. Raises BffsError."""
+    chosen = path or platformdirs.user_log_path("bffs") / "bffs.log"
+    try:
+        if path is None:
+            chosen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(chosen, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise BffsError(
+            f"no log can be written to {chosen}: {error.strerror}; choose another --log-file"
+        ) from error
+    return chosen
+
+
+def to_file(path: Path, verbosity: int) -> None:
+    """Log to `path`, adding to what is there."""
     handler = logging.handlers.RotatingFileHandler(
         path, maxBytes=LARGEST, backupCount=1, delay=True, encoding="utf-8"
     )
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
     _configure(
         handler, "%(asctime)s %(levelname)s %(process)d %(threadName)s: %(message)s", verbosity
     )

@@ -57,13 +57,15 @@ def mount(
     logs.to_terminal(options.verbosity)
     if options.foreground:
         if options.log_file is not None:
-            logs.to_file(options.log_file, options.verbosity)
+            logs.to_file(logs.made_private(options.log_file), options.verbosity)
         _drive(settings, options, mountpoint, show_progress, lambda: None)
         return 0
 
+    log_file = logs.made_private(options.log_file)
+
     def drive(ready: Callable[[], None]) -> None:
         def leave_terminal() -> None:
-            logs.to_file(options.log_file, options.verbosity)
+            logs.to_file(log_file, options.verbosity)
             ready()
 
         _drive(settings, options, mountpoint, show_progress, leave_terminal)
@@ -109,9 +111,10 @@ def _report(drive: Callable[[Callable[[], None]], None], pipe: BinaryIO) -> int:
         code = error.exit_code
         log.debug("the driver failed", exc_info=True)
         print(f"bffs: {error}", file=sys.stderr)
-    except BaseException:
-        log.exception("the driver failed")
-        print("bffs: internal error in the driver (-v shows more)", file=sys.stderr)
+    except BaseException as error:
+        kind = type(error).__name__
+        tell_all = pipe.closed or log.isEnabledFor(logging.INFO)  # a log file is told in any case
+        log.error("internal error: %s: %s (-v shows more)", kind, error, exc_info=tell_all)
     finally:
         sys.stderr.flush()
         if not pipe.closed:
@@ -148,8 +151,8 @@ def _drive(
     from bffs.tree import Tree
 
     _raise_file_limit()
-    mountpoints.mark_driver(mountpoint)
     with ExitStack() as stack:
+        stack.enter_context(mountpoints.driver_of(mountpoint))
         store = S3Store(settings)
         stack.callback(store.close)
         with show_progress() as progress:

@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +59,10 @@ def mount_at(mountpoint: Path) -> Mount | None:
 
 
 def normalize(mountpoint: Path) -> Path:
-    """An absolute path without links, without touching what may be mounted at its end."""
-    absolute = Path(os.path.abspath(mountpoint))
-    return absolute.parent.resolve() / absolute.name if absolute.name else absolute
+    """An absolute path without links, without touching what is mounted at its end."""
+    absolute = os.path.abspath(mountpoint)
+    path = Path(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
+    return path if mount_at(path) is not None else Path(os.path.realpath(path))
 
 
 def check(mountpoint: Path, *, allow_other: bool) -> None:
@@ -106,7 +107,7 @@ def check(mountpoint: Path, *, allow_other: bool) -> None:
 def is_dead(mountpoint: Path) -> bool:
     """Whether the driver of the mount there has gone without unmounting."""
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)  # stat would be answered from what the kernel remembers
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
@@ -125,63 +126,85 @@ def unmount(mountpoint: Path) -> None:
         raise MountError(
             f"{mountpoint} is a mount of {existing.file_system}, not of bffs; umount {mountpoint}"
         )
-    busy = not _run_unmount(mountpoint, lazy=False) and not _run_unmount(mountpoint, lazy=True)
-    if busy and mount_at(mountpoint) is not None:
-        raise MountError(f"{mountpoint} can't be unmounted: is it another user's?")
-    driver = _Lock(mountpoint)
-    if not driver.wait(UNMOUNT_WAIT / 5) and (pid := driver.pid()) is not None:
+    lock = _open_lock(mountpoint, os.O_RDWR)  # before the driver removes it
+    try:
+        busy = not _run_unmount(mountpoint, lazy=False) and not _run_unmount(mountpoint, lazy=True)
+        if busy and mount_at(mountpoint) is not None:
+            raise MountError(f"{mountpoint} can't be unmounted: is it another user's?")
+        if lock is not None:
+            _await_end(mountpoint, lock)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _await_end(mountpoint: Path, lock: int) -> None:
+    """Wait for the driver that holds `lock` to end, and tell it to if it doesn't."""
+    if not _take(lock, UNMOUNT_WAIT / 5):
+        pid = int(os.pread(lock, 20, 0))
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM)
-        driver.wait(UNMOUNT_WAIT)
+        if not _take(lock, UNMOUNT_WAIT):
+            raise MountError(f"{mountpoint} is unmounted, but its driver runs on: kill -9 {pid}")
+    _remove_lock(mountpoint, lock)
 
 
-def mark_driver(mountpoint: Path) -> None:
-    """Mark this process as the driver of `mountpoint` until it ends."""
-    _Lock(mountpoint).hold()
+@contextmanager
+def driver_of(mountpoint: Path) -> Iterator[None]:
+    """Be the driver of `mountpoint`, as `unmount` wants to know it. Raises MountError if another
+    process is.
+
+    The lock outlives the context: it is dropped when the process ends.
+    """
+    lock = _open_lock(mountpoint, os.O_RDWR | os.O_CREAT)
+    if lock is None:
+        yield
+        return
+    if not _take(lock, UNMOUNT_WAIT / 5):
+        raise MountError(
+            f"{mountpoint} is being mounted or unmounted by another process; try again later"
+        )
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    try:
+        yield
+    finally:
+        _remove_lock(mountpoint, lock)
 
 
-class _Lock:
-    """The lock file of a mountpoint's driver. Without a runtime folder it does nothing."""
+def _lock_file(mountpoint: Path) -> Path:
+    return _runtime_folder() / f"{xxhash.xxh3_64_hexdigest(os.fsencode(mountpoint))}.pid"
 
-    def __init__(self, mountpoint: Path) -> None:
-        name = xxhash.xxh3_64_hexdigest(os.fsencode(mountpoint))
-        self._path = _runtime_folder() / f"{name}.pid"
-        self._fd = -1
 
-    def hold(self) -> None:
-        with suppress(OSError):
-            own_folder(self._path.parent)
-            self._fd = os.open(
-                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+def _open_lock(mountpoint: Path, flags: int) -> int | None:
+    """The lock file of a mountpoint's driver, opened; None where there is none or can't be."""
+    path = _lock_file(mountpoint)
+    with suppress(OSError):
+        if flags & os.O_CREAT:
+            own_folder(path.parent)
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    return None
 
-    def pid(self) -> int | None:
-        with suppress(OSError, ValueError):
-            return int(self._path.read_text())
-        return None
 
-    def wait(self, seconds: float) -> bool:
-        """Whether nobody holds the lock any more within `seconds`."""
+def _remove_lock(mountpoint: Path, lock: int) -> None:
+    """Delete the lock file while its lock is held, unless another has taken its place."""
+    path = _lock_file(mountpoint)
+    with suppress(OSError):
+        if os.path.samestat(path.lstat(), os.fstat(lock)):
+            path.unlink()
+
+
+def _take(lock: int, seconds: float) -> bool:
+    """Lock an open file as soon as nobody else does; whether that was within `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        try:
-            end = time.monotonic() + seconds
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    self._path.unlink(missing_ok=True)
-                    return True
-                except OSError:
-                    if time.monotonic() > end:
-                        return False
-                time.sleep(0.02)
-        finally:
-            os.close(fd)
+        except OSError:
+            if time.monotonic() > end:
+                return False
+        time.sleep(0.02)
 
 
 def _runtime_folder() -> Path:

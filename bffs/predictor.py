@@ -128,7 +128,6 @@ class _Visit:
             if position:
                 streams.insert(0, streams.pop(position))
             if stop <= stream.stop:
-                stream.trust += stream.sure  # it fills a gap that cost trust
                 return False
             stream.stop = stop
             stream.judge(gap, stop - start, self.block)
