@@ -313,6 +313,7 @@ class BlockReader:
         """Copy what the disk holds from `offset` on without a gap; how many bytes that was."""
         n = cached.read_into(offset, into)
         if n:
+            self._cache.touch(cached.obj)
             with self._lock:
                 self.counters.from_disk += n
         return n

@@ -65,6 +65,9 @@ _RETRY_DISK = 30.0
 _KNOWN_OBJECTS = 256
 """Objects whose files are kept open; two descriptors each."""
 
+_NOWHERE = Path(os.devnull) / "nowhere"
+"""A path that can't be, for objects that have no local part: below a device there is nothing."""
+
 
 def checksum(data: memoryview) -> int:
     """xxh3 of a block, never zero."""
@@ -217,6 +220,8 @@ class CachedObject:
         pages = len(data) - len(data) % _PAGE
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except FileNotFoundError:  # evicted just now; the open file takes the bytes
+            return 0
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return 0
@@ -278,7 +283,8 @@ class CachedObject:
         """Keep the descriptors, unless another thread was faster."""
         with self._lock:
             if self._fd < 0:
-                self._fd, self._sums_fd = fd, sums_fd
+                self._sums_fd = sums_fd
+                self._fd = fd  # last: whoever sees it takes the checksums' for granted
                 return
         os.close(fd)
         os.close(sums_fd)
@@ -292,14 +298,16 @@ class DiskCache:
     """
 
     def __init__(self, folder: Path, dataset: Dataset, limit: int) -> None:
-        self._folder = folder / CACHE_VERSION
+        self._cache_dir = folder
+        self._dataset = dataset
         self._objects = dataset_folder(folder, dataset)
-        self._index = Index(self._folder, limit)
+        self._index = Index(folder / CACHE_VERSION, limit)
         self._known: LRUCache[tuple[str, str], CachedObject] = LRUCache(_KNOWN_OBJECTS)
         self._lock = threading.Lock()
         self._paused_until = 0.0
+        self._ours = False
         try:
-            own_dataset_folder(folder, dataset)
+            self._claim()
         except OSError as error:
             self._pause(error)
 
@@ -316,28 +324,43 @@ class DiskCache:
         with self._lock:
             cached = self._known.get(identity)
         if cached is None or cached.is_evicted():
-            name = _short_hash(f"{obj.key}\n{obj.etag}")
-            cached = CachedObject(obj, self._objects / name[:2] / name)
+            cached = CachedObject(obj, self._path(obj) if self._ours else _NOWHERE)
             with self._lock:
                 self._known[identity] = cached
         return cached
 
     def touch(self, obj: ObjectInfo) -> None:
         """Note that `obj` is in use now; written down with the next reservation."""
-        self._index.touch(self.open(obj).path)
+        self._index.touch(self._path(obj))
 
     def add(self, obj: ObjectInfo, block: int, data: memoryview, sums: array[int]) -> None:
         """Store consecutive blocks if there is room; see `CachedObject.add`. Never raises."""
         if time.monotonic() < self._paused_until:
             return
         try:
+            if self._paused_until:
+                self._claim()
+                self._paused_until = 0.0
             cached = self.open(obj)
-            if self._index.reserve(cached.path, obj, len(data)):
+            if self._index.reserve(self._path(obj), obj, len(data)):
                 cached.add(block, data, sums, direct=True)
         except (OSError, sqlite3.Error) as error:
             self._pause(error)
 
+    def _claim(self) -> None:
+        """Make the folders, or make sure that nobody else did, who could plant bytes. Raises OSError."""
+        own_dataset_folder(self._cache_dir, self._dataset)
+        self._ours = True
+        with self._lock:
+            self._known.clear()  # what was opened nowhere, or is gone
+
+    def _path(self, obj: ObjectInfo) -> Path:
+        name = _short_hash(f"{obj.key}\n{obj.etag}")
+        return self._objects / name[:2] / name
+
     def _pause(self, error: Exception) -> None:
+        if time.monotonic() < self._paused_until:
+            return  # another thread has said so
         log.warning("nothing is cached on disk for %.0f s: %s", _RETRY_DISK, error)
         self._paused_until = time.monotonic() + _RETRY_DISK
 

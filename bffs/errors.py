@@ -1,19 +1,18 @@
-"""Every error bffs can name, what it means to a shell (exit code) and to a program reading a file
-(errno).
+"""Every error bffs can name, what it means to a shell (exit code) and to a reader (errno).
 
 The tree, with `exit_code` and errno::
 
-    BffsError                 1  EIO     anything bffs understands well enough to explain in one
-    line |- UsageError             2  EINVAL  an option, a value or a configuration file that makes
-    no sense |- StoreError             1  EIO     the object store answered, but not with what was
-    asked |  |- StoreUnreachable    3  EIO     no answer: name, route, TLS, proxy, time-out; never
-    means "absent" |  |- AccessDenied        4  EACCES  the store refused these credentials |  |-
-    NoSuchBucket        1  EIO     the store knows no such bucket |  |- ObjectChanged       1
-    ESTALE  the object is no longer the version that was listed (or is gone) |  `- BadAnswer
-    1  EIO     wrong length, range or ETag: a fault, never data |- NoSuchSpecimen         5  ENOENT
-    the dataset has no specimen of that id |- MountError             6  EIO     FUSE is missing or
-    the mountpoint can't be used `- Closing                1  EIO     the mount is going away,
-    nobody waits any longer
+    BffsError               1  EIO     anything that can be explained in one line
+    |- UsageError           2  EINVAL  an option, a value or a configuration file makes no sense
+    |- StoreError           1  EIO     the object store answered, but not with what was asked
+    |  |- StoreUnreachable  3  EIO     no answer: name, route, TLS, time-out; never "absent"
+    |  |- AccessDenied      4  EACCES  the store refused these credentials
+    |  |- NoSuchBucket      1  EIO     the store knows no such bucket
+    |  |- ObjectChanged     1  ESTALE  no longer the version that was listed, or gone
+    |  `- BadAnswer         1  EIO     wrong length, range or ETag: a fault, never data
+    |- NoSuchSpecimen       5  ENOENT  the dataset has no specimen of that id
+    |- MountError           6  EIO     FUSE is missing or the mountpoint can't be used
+    `- Closing              1  EIO     the mount is going away, nobody waits any longer
 
 Messages are single lines that say what happened and, where something can be done, what to do. They
 never contain a secret. `to_errno` is the only place where an exception becomes an errno.

@@ -267,6 +267,7 @@ class Session:
     def __init__(self, files: FileSystem, on_ready: Callable[[], None]) -> None:
         self.files = files
         self.is_ready = False
+        self._is_stopped = False
         self._on_ready = on_ready
         self._fuse: int | None = None
         self._thread: int | None = None
@@ -298,15 +299,21 @@ class Session:
         """The kernel has connected; called from `init`."""
         library.fuse_get_context.restype = ctypes.POINTER(binding.fuse_context)
         self._fuse = library.fuse_get_context().contents.fuse
+        if self._is_stopped:
+            self._exit()
         self.is_ready = True
         self._on_ready()
 
     def stop(self) -> None:
-        """Make `serve` return: mark the session as ended and interrupt its wait. From another
-        thread only."""
+        """Make `serve` return, as soon as it has mounted if it is about to. From another thread
+        only."""
+        self._is_stopped = True
         if self._fuse is not None and self._thread is not None:
-            binding._libfuse.fuse_exit(ctypes.c_void_p(self._fuse))
-            signal.pthread_kill(self._thread, signal.SIGTERM)
+            self._exit()
+            signal.pthread_kill(self._thread, signal.SIGTERM)  # interrupts its wait
+
+    def _exit(self) -> None:
+        binding._libfuse.fuse_exit(ctypes.c_void_p(self._fuse))
 
 
 def _keep_freed_memory() -> None:

@@ -33,8 +33,7 @@ FLOOR_BYTES = 10 * GIB
 """Of the disk, this share or this many bytes are left free, whichever is less."""
 
 _SCHEMA = """
-PRAGMA journal_mode = wal;
-PRAGMA synchronous = normal;
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY,      -- relative to the ledger's folder
     key TEXT NOT NULL,          -- of the object, for people
@@ -55,6 +54,7 @@ CREATE TRIGGER IF NOT EXISTS gone AFTER DELETE ON files BEGIN
     UPDATE total SET bytes = bytes - old.bytes;
 END;
 """
+"""Leaves its transaction open: the files that are there already are counted in the same one."""
 
 
 class Index:
@@ -69,7 +69,8 @@ class Index:
 
     def touch(self, path: Path) -> None:
         """Note that the file was used just now."""
-        self._used[str(path.relative_to(self._folder))] = time.time()
+        name = str(path.relative_to(self._folder))
+        self._used[name] = time.time()
 
     def reserve(self, path: Path, obj: ObjectInfo, size: int) -> bool:
         """Make room for `size` more bytes in the file; False if there is none even after evicting.
@@ -80,6 +81,9 @@ class Index:
         with self._lock:
             try:
                 return self._reserve(name, obj.key, size)
+            except OSError:
+                self._disconnect()  # the folder may be gone, and the ledger with it
+                raise
             except sqlite3.DatabaseError as error:
                 self._disconnect()
                 if isinstance(error, sqlite3.OperationalError):
@@ -137,20 +141,25 @@ class Index:
         used, self._used = self._used, {}
         connection.executemany(
             "UPDATE files SET used = max(used, ?) WHERE path = ?",
-            [(when, path) for path, when in used.items()],
+            # A copy, made in one step: a `touch` that began before may still add to it.
+            [(when, path) for path, when in tuple(used.items())],
         )
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             file = self._folder / "index.sqlite3"
-            fresh = not file.exists()
             connection = sqlite3.connect(
                 file, timeout=10, isolation_level=None, check_same_thread=False
             )
             try:
-                connection.executescript(_SCHEMA)
-                if fresh:
+                connection.execute("PRAGMA journal_mode = wal")
+                connection.execute("PRAGMA synchronous = normal")
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if not version:
+                    connection.executescript(_SCHEMA)
                     self._count_files(connection)
+                    connection.execute("PRAGMA user_version = 1")
+                    connection.commit()
             except BaseException:
                 connection.close()
                 raise
@@ -169,16 +178,16 @@ class Index:
 
     def _count_files(self, connection: sqlite3.Connection) -> None:
         """Enter files that are there without a ledger, by the space they take on the disk."""
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            for file in self._folder.glob("*/??/*"):
-                if file.suffix != ".sums":
-                    found = file.stat()
-                    connection.execute(
-                        "INSERT OR IGNORE INTO files (path, key, bytes, used) VALUES (?, '', ?, ?)",
-                        (
-                            str(file.relative_to(self._folder)),
-                            found.st_blocks * 512,
-                            found.st_mtime,
-                        ),
-                    )
+        for file in self._folder.glob("*/??/*"):
+            if file.suffix == ".sums":
+                continue
+            with suppress(FileNotFoundError):  # another process may evict it
+                found = file.stat()
+                connection.execute(
+                    "INSERT OR IGNORE INTO files (path, key, bytes, used) VALUES (?, '', ?, ?)",
+                    (
+                        str(file.relative_to(self._folder)),
+                        found.st_blocks * 512,
+                        found.st_mtime,
+                    ),
+                )

@@ -152,7 +152,6 @@ def _drive(
 
     _raise_file_limit()
     with ExitStack() as stack:
-        stack.enter_context(mountpoints.driver_of(mountpoint))
         store = S3Store(settings)
         stack.callback(store.close)
         with show_progress() as progress:
@@ -166,6 +165,7 @@ def _drive(
         readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
         tree = Tree(layout.build(catalog, settings.dataset, readahead, cache))
         signals = stack.enter_context(_Signals())
+        stack.enter_context(mountpoints.driver_of(mountpoint))
         session = Session(tree, on_ready=signals.end)
         blocks.start()
 

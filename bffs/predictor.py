@@ -470,7 +470,6 @@ class Predictor:
     ) -> None:
         """Wish for what is still to be read of a slice that is being read, up to `share` bytes."""
         first = visit.streams[0]
-        rest = [(_after(visit.streams, start), stop) for start, stop in template]
         going = [
             stream
             for stream in visit.streams
@@ -478,12 +477,13 @@ class Predictor:
             and stream.stop < visit.size
             and not any(start <= stream.stop <= stop + visit.block for start, stop in template)
         ]
+        wanted = []
         for stream in going:
             ahead = max(_FIRST, _GROWTH * (stream.stop - stream.start))
-            window = stream.stop, stream.stop + min(ahead, share // len(going))
-            rest.insert(0 if stream is first else len(rest), window)
+            wanted.append((stream.stop, stream.stop + min(ahead, share // len(going))))
+        wanted += [(_after(visit.streams, start), stop) for start, stop in template]
         room = share
-        for start, stop in rest:
+        for start, stop in wanted:
             if room > 0 and start < min(stop, visit.size):
                 room -= queue.add(visit.index, start, min(stop, start + room)) - start
         # The next plan is due when half of this one is used up.

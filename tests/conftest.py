@@ -1,0 +1,241 @@
+"""Fixtures for all tests: a clean environment without a network, an S3 server with neurons, real mounts of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import boto3
+import hypothesis
+import pytest
+
+from bffs import demo
+from bffs.mountpoint import mount_at
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+ROOT = Path(__file__).parents[1]
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "local", deadline=None
+)  # others may be using this machine, too
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "local")
+
+Binding = Literal["libfuse3", "libfuse2", "fusepy"]
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+"""The server accepts any, for objects that may not be read without."""
+
+DRIVER_WAIT = 10.0
+"""Seconds that a driver may take to be gone after `bffs umount` has returned."""
+
+_FOREIGN = ("AWS_", "BFFS_", "FUSE_", "MOTO_", "XDG_")
+_LOOPBACK = ("localhost", "::1", "")
+
+
+def clean(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` without what would change how bffs behaves, and with this checkout to import from."""
+    kept = {name: value for name, value in environ.items() if not _is_foreign(name)}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def _is_foreign(name: str) -> bool:
+    return name.startswith(_FOREIGN) or name.lower().endswith("_proxy")
+
+
+# -- isolation --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nobody's settings, credentials or home, and nothing but loopback to connect to."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in filter(_is_foreign, list(os.environ)):
+            patch.delenv(name)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+        patch.setattr(socket, "getaddrinfo", _resolve_loopback(socket.getaddrinfo))
+        yield
+
+
+def _is_loopback(host: object) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    return name is None or (
+        isinstance(name, str) and (name in _LOOPBACK or name.startswith("127."))
+    )
+
+
+def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family != socket.AF_UNIX and not _is_loopback(address[0]):
+            raise AssertionError(f"a test may connect to loopback only, not to {address}")
+        return connect(self, address)
+
+    return guarded
+
+
+def _resolve_loopback(getaddrinfo: Callable[..., Any]) -> Callable[..., Any]:
+    def resolve(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_loopback(host):  # the answer without a network
+            raise socket.gaierror(socket.EAI_AGAIN, f"{host}: tests have no name server")
+        return getaddrinfo(host, *args, **kwargs)
+
+    return resolve
+
+
+# -- the server -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket on a local S3 server; a test that puts or deletes objects restores what was there."""
+
+    endpoint_url: str
+    bucket: str
+    client: S3Client
+    objects: Mapping[str, bytes]
+    """What the bucket holds, unless a test changes it."""
+
+    env: Mapping[str, str]
+    """Credentials that the server accepts."""
+
+    @property
+    def flags(self) -> list[str]:
+        """Where it is, for the command line."""
+        return ["--endpoint-url", self.endpoint_url, "--bucket", self.bucket]
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Bucket]:
+    """The demo's dataset in small, on a server in a process of its own."""
+    objects = dict(demo.dataset(width=250, height=200, slices=9))
+    with demo.s3_server() as url:
+        demo.upload(url, objects.items())
+        session = boto3.Session("test", "test", region_name="us-east-1")
+        client = session.client("s3", endpoint_url=url)
+        yield Bucket(url, demo.BUCKET, client, objects, CREDENTIALS)
+
+
+# -- mounts -----------------------------------------------------------------------------------------------------
+
+
+class Mounter:
+    """Mounts a bucket with `bffs mount`, as often as called, and unmounts everything at the end."""
+
+    def __init__(self, bucket: Bucket, folder: Path) -> None:
+        self._bucket = bucket
+        self.folder = folder
+        self._mounted: list[Path] = []
+
+    def __call__(
+        self, *args: str, env: Mapping[str, str] | None = None, binding: Binding = "libfuse3"
+    ) -> Path:
+        """Mount with further arguments and variables; returns the mountpoint once the tree is usable.
+
+        Cache and home are this test's own and empty at first, the same for all its mounts.
+        """
+        mountpoint = self.folder / f"mnt{len(self._mounted)}"
+        mountpoint.mkdir()
+        flags = [*self._bucket.flags, "--cache-dir", str(self.folder / "cache")]
+        self._mounted.append(mountpoint)
+        done = self.run(
+            "mount", *flags, *args, str(mountpoint), env={**(env or {}), **self._binding(binding)}
+        )
+        assert done.returncode == 0, done.stderr
+        return mountpoint
+
+    def run(
+        self, *args: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run any `bffs` command in the same environment as the mounts."""
+        home = {"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder)}
+        return subprocess.run(
+            [sys.executable, "-m", "bffs", *args],
+            env={**clean(os.environ), **self._bucket.env, **home, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def close(self) -> None:
+        """Unmount what is mounted still; every mount and every driver must be gone then."""
+        failures = []
+        for mountpoint in self._mounted:
+            if mount_at(mountpoint) is not None:
+                done = self.run("umount", str(mountpoint))
+                if done.returncode:
+                    failures.append(done.stderr)
+            if mount_at(mountpoint) is not None:
+                subprocess.run(["umount", "-l", str(mountpoint)], check=False)
+                failures.append(f"{mountpoint} was still mounted")
+            if left := _drivers_left(mountpoint):
+                failures.append(f"processes {left} of {mountpoint} did not end")
+        assert not failures, "\n".join(failures)
+
+    def _binding(self, binding: Binding) -> dict[str, str]:
+        """Variables that make the driver use that binding and library."""
+        match binding:
+            case "libfuse3":
+                return {}
+            case "libfuse2":
+                return {"FUSE_LIBRARY_PATH": _library("libfuse.so.2")}
+            case "fusepy":
+                _library("libfuse.so.2")
+                pytest.importorskip("fuse")
+                hidden = self.folder / "hidden"
+                hidden.mkdir(exist_ok=True)
+                (hidden / "mfusepy.py").write_text("raise ImportError('hidden by a test')\n")
+                return {"PYTHONPATH": f"{hidden}:{ROOT}"}
+
+
+@pytest.fixture
+def mounted(bucket: Bucket, tmp_path: Path) -> Iterator[Mounter]:
+    """`mounted(...)` mounts the bucket and returns where."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse on this machine")
+    mounter = Mounter(bucket, tmp_path)
+    yield mounter
+    mounter.close()
+
+
+def drivers(mountpoint: Path) -> list[int]:
+    """The processes that have `mountpoint` on their command line."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):  # no process, or one that has just ended
+            continue
+        if os.fsencode(mountpoint) in words:
+            found.append(int(process.name))
+    return found
+
+
+def _drivers_left(mountpoint: Path) -> list[int]:
+    end = time.monotonic() + DRIVER_WAIT
+    while (left := drivers(mountpoint)) and time.monotonic() < end:
+        time.sleep(0.02)
+    return left
+
+
+def _library(name: str) -> str:
+    """The path of a shared library; skips the test where there is none."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        pytest.skip(f"there is no {name} on this machine")
+    return name

@@ -1,0 +1,410 @@
+"""The disk cache on real disks: its format, what damage does, sharing, eviction, full and foreign disks."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import os
+import random
+import stat
+import subprocess
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bffs import cache as cache_module
+from bffs import index as index_module
+from bffs.cache import BLOCK, CachedObject, DiskCache, block_count, checksum
+from bffs.settings import Dataset
+from bffs.store import ObjectInfo
+from bffs.units import GIB, MIB
+
+DATASET = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
+NOISE = random.Random(0).randbytes(64 * BLOCK)
+ROOT = os.geteuid() == 0
+
+
+def an_object(size: int, key: str = "1/a-0001.tif", etag: str = "e") -> ObjectInfo:
+    return ObjectInfo(key, etag, size, 0)
+
+
+def add(
+    cache: DiskCache, obj: ObjectInfo, first: int = 0, stop: int | None = None, data: bytes = NOISE
+) -> None:
+    """Add blocks `first` to `stop` of an object whose bytes are those of `data`."""
+    end = min(obj.size, (stop if stop is not None else block_count(obj.size)) * BLOCK)
+    view = memoryview(bytearray(data[first * BLOCK : end]))
+    sums = array("Q", (checksum(view[at : at + BLOCK]) for at in range(0, len(view), BLOCK)))
+    cache.add(obj, first, view, sums)
+
+
+def read(cached: CachedObject, start: int, stop: int) -> bytes:
+    """What is here from `start` on, up to `stop` or the first miss."""
+    data = bytearray()
+    while start + len(data) < stop:
+        into = memoryview(bytearray(stop - start - len(data)))
+        n = cached.read_into(start + len(data), into)
+        if not n:
+            break
+        data += into[:n]
+    return bytes(data)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def cache(folder: Path) -> Iterator[DiskCache]:
+    cache = DiskCache(folder, DATASET, GIB)
+    yield cache
+    cache.close()
+
+
+def reopened(folder: Path, obj: ObjectInfo) -> CachedObject:
+    """The object as another process finds it."""
+    return DiskCache(folder, DATASET, GIB).open(obj)
+
+
+def data_file(cache: DiskCache, obj: ObjectInfo) -> Path:
+    return cache.open(obj).path
+
+
+def sums_file(cache: DiskCache, obj: ObjectInfo) -> Path:
+    path = data_file(cache, obj)
+    return path.with_name(path.name + ".sums")
+
+
+# -- format -----------------------------------------------------------------------------------------------------
+
+
+def test_the_format_is_frozen(cache: DiskCache, folder: Path) -> None:
+    obj = an_object(3 * BLOCK + 5, key="7/slice-0001.tif", etag="0123456789abcdef")
+    content = bytes(range(256)) * (4 * BLOCK // 256)
+    add(cache, obj, 1, 2, content)
+    add(cache, obj, 3, 4, content)
+    path = data_file(cache, obj)
+    assert str(path.relative_to(folder)) == (
+        "v1/83fbaf83ccb1dbb4c6e4b7d24b17a2c9/30/30b5cb4ee25ef3d4d5db6ae6b1d5f4bf"
+    )
+    assert sums_file(cache, obj).read_bytes().hex() == ""
+    assert path.stat().st_size == obj.size
+    assert path.read_bytes()[BLOCK : 2 * BLOCK] == content[BLOCK : 2 * BLOCK]
+
+
+def test_a_checksum_of_zero_is_stored_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module.xxhash, "xxh3_64_intdigest", lambda data: 0)
+    assert checksum(memoryview(b"")) == 1
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, 5 * BLOCK, 5 * BLOCK + 4097])
+def test_a_complete_file_is_the_object(cache: DiskCache, size: int) -> None:
+    obj = an_object(size)
+    add(cache, obj)
+    assert data_file(cache, obj).read_bytes() == NOISE[:size]
+    assert cache.open(obj).bytes_present() == size
+
+
+def test_only_the_user_may_look(cache: DiskCache, folder: Path) -> None:
+    add(cache, an_object(BLOCK))
+    for path in [folder, *folder.rglob("*")]:
+        wanted = 0o700 if path.is_dir() else 0o600
+        if path.name.startswith("index.sqlite3"):
+            continue  # in a folder of 0700
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_what_is_missing(cache: DiskCache) -> None:
+    obj = an_object(10 * BLOCK + 1)
+    cached = cache.open(obj)
+    assert list(cached.missing(0, 11)) == [(0, 11)]
+    add(cache, obj, 2, 4)
+    add(cache, obj, 10, 11)
+    assert list(cached.missing(0, 11)) == [(0, 2), (4, 10)]
+    assert list(cached.missing(3, 6)) == [(4, 6)]
+    assert list(cached.missing(2, 4)) == []
+    assert list(cached.missing(5, 99)) == [(5, 10)]
+    assert cached.bytes_present() == 2 * BLOCK + 1
+    assert cached.has(2) and not cached.has(4)
+
+
+def test_an_empty_object_has_no_blocks(cache: DiskCache) -> None:
+    cached = cache.open(an_object(0))
+    assert cached.bytes_present() == 0 and list(cached.missing(0, 0)) == []
+
+
+def test_versions_of_an_object_are_apart(cache: DiskCache) -> None:
+    old, new = an_object(BLOCK, etag="1"), an_object(BLOCK, etag="2")
+    add(cache, old)
+    assert not cache.open(new).has(0)
+    add(cache, new, data=NOISE[BLOCK:])
+    assert read(cache.open(old), 0, BLOCK) == NOISE[:BLOCK]
+    assert read(cache.open(new), 0, BLOCK) == NOISE[BLOCK : 2 * BLOCK]
+
+
+def test_datasets_are_apart(folder: Path, cache: DiskCache) -> None:
+    obj = an_object(BLOCK)
+    add(cache, obj)
+    other = Dataset(name="d", endpoint_url="http://other.test", region="r", bucket="b")
+    assert not DiskCache(folder, other, GIB).open(obj).has(0)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
+
+
+def cut(path: Path, size: int) -> None:
+    os.truncate(path, size)
+
+
+SIZE = 6 * BLOCK + 77
+DAMAGE = {
+    "bit in the data": lambda data, sums: flip(data, 2 * BLOCK + 9),
+    "bit in the tail": lambda data, sums: flip(data, SIZE - 1),
+    "bit in a checksum": lambda data, sums: flip(sums, 32 + 8 * 3),
+    "bit in the header": lambda data, sums: flip(sums, 3),
+    "bit in the identity": lambda data, sums: flip(sums, 24),
+    "data cut short": lambda data, sums: cut(data, 3 * BLOCK + 1),
+    "data too long": lambda data, sums: cut(data, SIZE + 1),
+    "data empty": lambda data, sums: cut(data, 0),
+    "checksums cut short": lambda data, sums: cut(sums, 32 + 8 * 4 + 3),
+    "header cut short": lambda data, sums: cut(sums, 11),
+    "checksums empty": lambda data, sums: cut(sums, 0),
+    "checksums of another object": lambda data, sums: sums.write_bytes(b"bffs-v1\n" + bytes(80)),
+    "data lost": lambda data, sums: data.unlink(),
+    "checksums lost": lambda data, sums: sums.unlink(),
+    "data is a folder": lambda data, sums: (data.unlink(), data.mkdir()),
+    "data never arrived": lambda data, sums: data.write_bytes(bytes(SIZE)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_a_miss_never_wrong_bytes(cache: DiskCache, folder: Path, damage: str) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj)
+    DAMAGE[damage](data_file(cache, obj), sums_file(cache, obj))
+    after = DiskCache(folder, DATASET, GIB)
+    cached = after.open(obj)
+    found = [read(cached, block * BLOCK, min(SIZE, (block + 1) * BLOCK)) for block in range(7)]
+    assert all(
+        data in (b"", NOISE[block * BLOCK : min(SIZE, (block + 1) * BLOCK)])
+        for block, data in enumerate(found)
+    )
+    assert b"" in found
+    # What was lost can be added again, and then everything is there, here and for others.
+    if damage == "data is a folder":
+        return
+    for first, stop in list(after.open(obj).missing(0, 7)):
+        add(after, obj, first, stop)
+    assert read(after.open(obj), 0, SIZE) == NOISE[:SIZE]
+    assert read(reopened(folder, obj), 0, SIZE) == NOISE[:SIZE]
+
+
+def test_a_dropped_block_is_dropped_for_others_too(cache: DiskCache, folder: Path) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj)
+    flip(data_file(cache, obj), 2 * BLOCK)
+    assert read(reopened(folder, obj), 0, SIZE) == NOISE[: 2 * BLOCK]
+    assert list(reopened(folder, obj).missing(0, 7)) == [(2, 3)]
+
+
+def test_one_log_line_tells_of_a_damaged_block(
+    cache: DiskCache, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj)
+    flip(data_file(cache, obj), 2 * BLOCK)
+    cached = reopened(folder, obj)
+    for _ in range(3):
+        read(cached, 0, SIZE)
+    assert [r.getMessage() for r in caplog.records] == [
+        "block 2 of 1/a-0001.tif is fetched again: its checksum does not fit"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(1, 2), (0, BLOCK - 1), (BLOCK - 1, BLOCK + 1), (5, 3 * BLOCK + 7), (SIZE - 1, SIZE)],
+)
+def test_the_edges_of_a_read_are_verified(
+    cache: DiskCache, folder: Path, start: int, stop: int
+) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj)
+    assert read(reopened(folder, obj), start, stop) == NOISE[start:stop]
+    # The damage lies in the first block that the read touches, but outside of what is read.
+    first = start // BLOCK
+    outside = first * BLOCK if start % BLOCK else min(SIZE, (first + 1) * BLOCK) - 1
+    flip(data_file(cache, obj), outside)
+    assert read(reopened(folder, obj), start, stop) == b""
+
+
+def test_killed_between_data_and_checksums(cache: DiskCache, folder: Path) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj, 0, 2)
+    with data_file(cache, obj).open("r+b") as file:  # the next block's bytes, half of them
+        file.seek(2 * BLOCK)
+        file.write(NOISE[2 * BLOCK : 2 * BLOCK + 4096])
+    found = reopened(folder, obj)
+    assert read(found, 0, SIZE) == NOISE[: 2 * BLOCK]
+    assert list(found.missing(0, 7)) == [(2, 7)]
+
+
+def test_checksums_of_a_file_evicted_while_it_was_made(cache: DiskCache, folder: Path) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj)
+    data_file(cache, obj).unlink()
+    again = DiskCache(folder, DATASET, GIB)
+    add(again, obj, 4, 5)
+    found = reopened(folder, obj)
+    assert read(found, 4 * BLOCK, 5 * BLOCK) == NOISE[4 * BLOCK : 5 * BLOCK]
+    assert read(found, 0, BLOCK) == b""
+
+
+# -- sharing ----------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_see_each_others_blocks(cache: DiskCache, folder: Path) -> None:
+    obj = an_object(SIZE)
+    other = DiskCache(folder, DATASET, GIB)
+    here, there = cache.open(obj), other.open(obj)
+    add(cache, obj, 0, 2)
+    assert not there.has(0)
+    there.refresh()
+    assert read(there, 0, SIZE) == NOISE[: 2 * BLOCK]
+    add(other, obj, 2, 7)
+    here.refresh()
+    assert read(here, 0, SIZE) == NOISE[:SIZE]
+
+
+def _add_blocks(folder: Path, numbers: list[int]) -> None:
+    cache = DiskCache(folder, DATASET, GIB)
+    for number in numbers:
+        for name in range(4):
+            add(cache, an_object(32 * BLOCK, key=str(name)), number, number + 1)
+    cache.close()
+
+
+def test_processes_that_make_and_fill_the_same_files_at_once(folder: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=_add_blocks, args=(folder, list(range(n, 32, 2)) + [0, 1]))
+        for n in (0, 1, 0, 1)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    for name in range(4):
+        assert read(reopened(folder, an_object(32 * BLOCK, key=str(name))), 0, 32 * BLOCK) == (
+            NOISE[: 32 * BLOCK]
+        )
+    leftovers = [p.name for p in folder.rglob("draft-*")]
+    assert leftovers == []
+
+
+def test_a_reader_reads_on_while_another_process_evicts(cache: DiskCache, folder: Path) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj)
+    cached = cache.open(obj)
+    cache_module.remove_cached(cached.path)
+    assert cached.is_evicted()
+    assert read(cached, 0, SIZE) == NOISE[:SIZE]
+    fresh = cache.open(obj)
+    assert fresh is not cached and not fresh.has(0)
+    add(cache, obj, 0, 1)
+    assert read(reopened(folder, obj), 0, SIZE) == NOISE[:BLOCK]
+
+
+def test_adding_to_what_was_evicted_meanwhile_is_no_fault_of_the_disk(
+    cache: DiskCache, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj, 0, 1)
+    cached = cache.open(obj)
+    cache_module.remove_cached(cached.path)
+    view = memoryview(bytearray(NOISE[BLOCK : 2 * BLOCK]))
+    cached.add(1, view, array("Q", [checksum(view)]), direct=True)  # as a second writer may
+    assert not cached.path.exists()
+    assert read(cached, 0, 2 * BLOCK) == NOISE[: 2 * BLOCK]
+
+
+def test_descriptors_are_closed_with_the_last_reference(cache: DiskCache) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    obj = an_object(BLOCK)
+    add(cache, obj)
+    cache.close()
+    gc.collect()
+    before = descriptors()
+    for _ in range(10):
+        assert read(cache.open(obj), 0, BLOCK) == NOISE[:BLOCK]
+        cache.close()
+    gc.collect()
+    assert descriptors() == before
+
+
+# -- disks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A tmpfs of 2 MiB, on which nothing needs to stay free; it refuses O_DIRECT before Linux 6.6."""
+    if not ROOT:
+        pytest.skip("only root may mount a tmpfs")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", disk],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    monkeypatch.setattr(index_module, "FLOOR_BYTES", 0)
+    yield disk
+    gc.collect()
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_pauses_writing_and_reads_go_on(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cache = DiskCache(small_disk / "cache", DATASET, GIB)
+    objects = [an_object(4 * BLOCK, key=str(n)) for n in range(8)]
+    monkeypatch.setattr(
+        index_module.os, "statvfs", lambda path: os.stat_result  # placeholder, replaced below
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(index_module.Index, "_make_room", lambda *_: True)
+    for obj in objects:
+        add(cache, obj)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "nothing is cached on disk for 30 s" in caplog.text
+    here = [read(cache.open(obj), 0, obj.size) for obj in objects]
+    assert here[0] == NOISE[: 4 * BLOCK]
+    assert all(NOISE.startswith(data) for data in here)
+    assert here[-1] == b""
+    # After the pause, and with room again, it goes on.
+    cache_module.remove_cached(data_file(cache, objects[0]))
+    cache_module.remove_cached(data_file(cache, objects[1]))
+    gc.collect()
+    cache._known.clear()
+    monkeypatch.setattr(cache_module.time, "monotonic", lambda: cache._paused_until + 1)
+    add(cache, objects[-1])
+    assert read(cache.open(objects[-1]), 0, 4 * BLOCK) == NOISE[: 4 * BLOCK]
+    cache.close()

@@ -1,0 +1,110 @@
+"""The estimate of what the link carries: windows and request sizes from times that are passed in."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bffs.link import FIRST_WINDOW, MEMORY, MIN_PIECE, MIN_WINDOW, SLOT, Link
+from bffs.units import MIB
+
+MOST = 256 * MIB
+PIECE = 8 * MIB
+
+
+def link_at(latency: float, rate: float, *, now: float = 1.0) -> Link:
+    """A link on which requests took `latency` seconds to begin, then ran at `rate` bytes a second."""
+    link = Link(MOST, PIECE)
+    for n in range(20):
+        link.answered(latency, now + n / 100, saturated=False)
+        link.transferred(MIB, MIB / rate)
+    return link
+
+
+def test_before_anything_is_known() -> None:
+    link = Link(MOST, PIECE)
+    assert (link.window, link.piece, link.latency) == (FIRST_WINDOW, MIN_PIECE, 0.0)
+    assert Link(2 * MIB, PIECE).window == 2 * MIB
+
+
+@pytest.mark.parametrize("now", [0.0, 5.0, 1e6])
+def test_the_latency_is_the_best_seen_whenever_the_machine_was_started(now: float) -> None:
+    link = Link(MOST, PIECE)
+    for n, seconds in enumerate((0.05, 0.03, 0.2)):
+        link.answered(seconds, now + n / 10, saturated=False)
+    assert link.latency == 0.03
+
+
+def test_a_best_latency_that_was_never_reached_again_is_forgotten() -> None:
+    link = Link(MOST, PIECE)
+    link.answered(0.001, 100.0, saturated=False)
+    for n in range(5):
+        link.answered(0.1, 101 + n * MEMORY, saturated=False)
+    assert link.latency == 0.1
+
+
+def test_the_window_grows_only_while_it_is_what_keeps_back_more() -> None:
+    link = link_at(0.03, 50e6)
+    before = link.window
+    link.answered(0.03, 2.0, saturated=False)
+    assert link.window == before
+    for n in range(1000):
+        link.answered(0.03, 2.0 + n / 100, saturated=True)
+    assert link.window == MOST
+
+
+def test_slow_first_blocks_shrink_the_window_step_by_step() -> None:
+    link = link_at(0.03, 50e6)
+    windows = [link.window]
+    for n in range(400):
+        link.answered(0.5, 2.0 + n / 20, saturated=True)
+        windows.append(link.window)
+    shrunk = [b for a, b in zip(windows, windows[1:], strict=False) if b < a]
+    assert shrunk and shrunk[0] >= 0.6 * FIRST_WINDOW
+    assert windows[-1] == MIN_WINDOW
+
+
+def test_the_window_keeps_what_the_link_holds() -> None:
+    link = link_at(0.03, 50e6)
+    for n in range(100):  # 1 GB/s
+        link.arrived(10_000_000, 2.0 + n / 100)
+    assert link.bandwidth == pytest.approx(1e9, rel=0.1)
+    for n in range(400):
+        link.answered(0.5, 3.0 + n / 40, saturated=False)
+    assert link.window >= min(FIRST_WINDOW, int(link.bandwidth * link.latency))
+
+
+def test_a_pause_is_not_taken_for_a_slow_link() -> None:
+    link = Link(MOST, PIECE)
+    for n in range(100):
+        link.arrived(1_000_000, 2.0 + n / 100)
+    known = link.bandwidth
+    link.arrived(1, 2.0 + 50 * SLOT)
+    assert link.bandwidth == known > 0
+
+
+def test_requests_are_larger_where_connections_are_fast_and_the_store_is_far() -> None:
+    assert link_at(0.001, 50e6).piece == MIN_PIECE
+    assert MIN_PIECE < link_at(0.03, 50e6).piece < PIECE
+    assert link_at(0.3, 100e6).piece == PIECE
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(1e-5, 30), st.floats(0, 5), st.booleans(), st.integers(0, PIECE)),
+        max_size=200,
+    ),
+    st.integers(16 * MIB, MOST),
+)
+def test_window_and_requests_stay_within_their_bounds(
+    answers: list[tuple[float, float, bool, int]], most: int
+) -> None:
+    link, now = Link(most, PIECE), 0.0
+    for seconds, pause, saturated, size in answers:
+        now += pause
+        link.answered(seconds, now, saturated=saturated)
+        link.arrived(size, now)
+        link.transferred(size, seconds)
+        assert MIN_WINDOW <= link.window <= most
+        assert MIN_PIECE <= link.piece <= PIECE
