@@ -172,6 +172,7 @@ class _Stream:
 
     priority: Priority
     wants: deque[_Want]
+    order: int
     ahead: int = 0
     """Blocks between the reader and what is wanted next: here already, or on their way."""
 
@@ -283,7 +284,7 @@ class BlockReader:
             at, rest = offset + done, into[done:size]
             n = self._copy(obj, at, rest) or self._copy_from_disk(cached, at, rest)
             if not n and refreshed:
-                self._wait(obj, cached, at, offset + size)
+                n = self._wait(obj, cached, at, rest)
             elif not n:
                 cached.refresh()
                 refreshed = True
@@ -296,12 +297,14 @@ class BlockReader:
         index, start = divmod(offset, PART)
         with self._lock:
             part = self._parts.get((obj.key, obj.etag, index))
-            if part is None:
-                return 0
-            n = min(_readable(part, start), len(into))
-            if n <= 0:
+            if part is None or not _readable(part, start):
                 return 0
             self._pin(part)
+        return self._copy_pinned(part, start, into)
+
+    def _copy_pinned(self, part: _Part, start: int, into: memoryview) -> int:
+        """Copy what the part has from `start` on, and unpin it; how many bytes that was."""
+        n = min(_readable(part, start), len(into))
         ctypes.memmove(_address(into), part.buffer.address + start, n)
         with self._lock:
             part.spent |= start + n == part.size
@@ -318,37 +321,45 @@ class BlockReader:
                 self.counters.from_disk += n
         return n
 
-    def _wait(self, obj: ObjectInfo, cached: CachedObject, start: int, stop: int) -> None:
-        """Demand what is missing between `start` and `stop`, and wait for the first run of it in
-        one part."""
-        runs = list(cached.missing(start // BLOCK, -(-stop // BLOCK)))
-        if not runs or runs[0][0] != start // BLOCK:
-            return
-        index, first = divmod(start // BLOCK, BLOCKS_IN_PART)
+    def _wait(self, obj: ObjectInfo, cached: CachedObject, offset: int, into: memoryview) -> int:
+        """Demand what is missing, wait for the first run of it in one part, and copy that; how many
+        bytes that was, 0 to look again.
+
+        Whoever waits with a part pinned has all the memory that it waits for, so its fetch needs
+        nothing from others who wait; without memory, nothing is held.
+        """
+        runs = list(cached.missing(offset // BLOCK, -(-(offset + len(into)) // BLOCK)))
+        if not runs or runs[0][0] != offset // BLOCK:
+            return 0
+        index, start = divmod(offset, PART)
+        first = start // BLOCK
         count = min(runs[0][1] - runs[0][0], BLOCKS_IN_PART - first)
         need = ((1 << count) - 1) << first
         with self._lock:
             if self._closing:
                 raise Closing("the mount is closing")
-            self._demands.extend(_Want(obj, *run) for run in runs)
-            self._work.notify()
             part = self._parts.get((obj.key, obj.etag, index))
             if part is None:
                 part = self._add_part(obj, index, need, count)
+            elif not self._make_room(part, need, 0):
+                part = None
             if part is None:
                 self._room.wait()
-                return
+                return 0
+            self._demands.extend(_Want(obj, *run) for run in runs)
+            self._work.notify()
             if part.have & need == need:
-                return
+                return 0
             waiter = _Waiter(need)
             part.waiters.append(waiter)
             self._pin(part)
             self.counters.waits += 1
         waiter.gate.acquire()
+        if waiter.error is None:
+            return self._copy_pinned(part, start, into)
         with self._lock:
             self._unpin(part)
-        if waiter.error is not None:
-            raise waiter.error
+        raise waiter.error
 
     # -- prefetching -------------------------------------------------------------------------------------------
 
@@ -357,19 +368,21 @@ class BlockReader:
         stream: Hashable,
         priority: Priority,
         ranges: Iterable[tuple[ObjectInfo, int, int]],
+        order: int = 0,
     ) -> None:
         """Want these byte ranges (object, start, stop), nearest first, instead of what `stream`
-        wanted before."""
+        wanted before; of two calls at once the one with the higher `order` stays."""
         wants: deque[_Want] = deque()
         for obj, start, stop in ranges:
             cached = self._cache.open(obj)
             for first, end in cached.missing(start // BLOCK, -(-stop // BLOCK)):
                 wants.append(_Want(obj, first, end, cached))
         with self._lock:
-            if self._closing:
+            before = self._streams.get(stream)
+            if self._closing or (before is not None and before.order > order):
                 return
             if wants:
-                self._streams[stream] = _Stream(priority, wants)
+                self._streams[stream] = _Stream(priority, wants, order)
                 self._work.notify()
             else:
                 self._streams.pop(stream, None)
@@ -400,14 +413,17 @@ class BlockReader:
 
     def _next_piece(self) -> _Piece | None:
         """The most urgent piece that may be fetched now, its blocks marked busy; lock held."""
-        while self._demands:
+        for _ in range(len(self._demands)):
             want = self._demands[0]
             piece = self._take(want, PART, demanded=True)
+            if want.first == want.stop:
+                self._demands.popleft()
+            elif piece is None:
+                self._demands.rotate(-1)  # no memory; those behind it may have theirs
             if piece is not None:
                 return piece
-            if want.first < want.stop:
-                return None  # no buffer
-            self._demands.popleft()
+        if self._demands:
+            return None
         return self._next_prefetch()
 
     def _next_prefetch(self) -> _Piece | None:
@@ -576,6 +592,7 @@ class BlockReader:
         without memory."""
         part = _Part(obj, index, self._free.pop() if self._free else _Buffer())
         if not self._make_room(part, mask, spare, expected):
+            self._used -= part.buffer.empty()  # it may have got another's memory, but too little
             self._free.append(part.buffer)
             return None
         self._parts[part.key] = part

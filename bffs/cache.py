@@ -331,7 +331,8 @@ class DiskCache:
 
     def touch(self, obj: ObjectInfo) -> None:
         """Note that `obj` is in use now; written down with the next reservation."""
-        self._index.touch(self._path(obj))
+        if self._ours:
+            self._index.touch(self._path(obj))
 
     def add(self, obj: ObjectInfo, block: int, data: memoryview, sums: array[int]) -> None:
         """Store consecutive blocks if there is room; see `CachedObject.add`. Never raises."""

@@ -13,18 +13,25 @@ A `Catalog` is immutable and may be read from any thread.
 
 from __future__ import annotations
 
+import queue
 import re
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
 from bffs.errors import NoSuchSpecimen
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo, ObjectStore
 from bffs.units import natural_key
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_NAME = 255
 """Bytes in a file name, as Linux limits it (NAME_MAX)."""
@@ -53,7 +60,7 @@ class Specimen:
         """Bytes of all slices, as the published manifest counts them (without the SWC)."""
         return sum(obj.size for obj in self.slices)
 
-    def objects(self) -> Iterator[ObjectInfo]:
+    def objects(self) -> Iterable[ObjectInfo]:
         """Every object of the folder."""
         yield from self.slices
         if self.swc is not None:
@@ -112,17 +119,14 @@ def list_catalog(
     places = _specimen_folders(store, dataset, left_out)
     specimens: list[Specimen] = []
     keys = 0
-    with ThreadPoolExecutor(connections, thread_name_prefix="bffs-list") as pool:
-        folders = pool.map(lambda place: _list_folder(store, place[1]), places)
-        try:
-            for (split, prefix), objects in zip(places, folders, strict=True):
-                keys += len(objects)
-                specimens.append(build_specimen(split, prefix, objects, left_out))
-                if progress is not None:
-                    progress(len(specimens), len(places), keys)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with closing(
+        _in_parallel(lambda place: _list_folder(store, place[1]), places, connections)
+    ) as found:
+        for (split, prefix), objects in zip(places, found, strict=True):
+            keys += len(objects)
+            specimens.append(build_specimen(split, prefix, objects, left_out))
+            if progress is not None:
+                progress(len(specimens), len(places), keys)
     kept = tuple(specimen for specimen in specimens if any(True for _ in specimen.objects()))
     return Catalog(kept, MappingProxyType(dict(left_out)), time.time())
 
@@ -191,6 +195,39 @@ def _specimen_folders(
                     places.append((split, prefix))
     order = {split: number for number, (_, split) in enumerate(sorted(dataset.splits))}
     return sorted(places, key=lambda place: order[place[0]])
+
+
+def _in_parallel(
+    call: Callable[[T], R], items: Sequence[T], threads: int
+) -> Generator[R, None, None]:
+    """What `call` makes of each item, in their order, made by daemon threads.
+
+    Those of an executor would keep an interrupted program alive until the last answer or time-out.
+    """
+    todo: queue.SimpleQueue[tuple[T, Future[R]]] = queue.SimpleQueue()
+    futures: list[Future[R]] = []
+    for item in items:
+        futures.append(Future())
+        todo.put((item, futures[-1]))
+
+    def work() -> None:
+        with suppress(queue.Empty):
+            while True:
+                item, future = todo.get_nowait()
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(call(item))
+                    except BaseException as error:
+                        future.set_exception(error)
+
+    for number in range(min(threads, len(items))):
+        threading.Thread(target=work, name=f"bffs-list-{number}", daemon=True).start()
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def _list_folder(store: ObjectStore, prefix: str) -> list[ObjectInfo]:

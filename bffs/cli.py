@@ -31,7 +31,8 @@ from bffs.settings import (
 )
 
 if TYPE_CHECKING:
-    from bffs.catalog import Catalog
+    from bffs.catalog import Catalog, Specimen
+    from bffs.tiff import SliceLayout
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as a shell reports it."""
@@ -282,7 +283,7 @@ def info(given: Given, specimen_id: str, as_json: bool) -> None:
 
     settings = given.settings()
     specimen = _list(settings, given.verbosity).find(specimen_id)[-1]
-    about = tables.describe(specimen, settings.dataset)
+    about = tables.describe(specimen, settings.dataset, *_look_at(specimen, settings))
     click.echo(json.dumps(about, indent=4) if as_json else tables.as_text(about), nl=as_json)
 
 
@@ -329,6 +330,31 @@ def _list(settings: Settings, verbosity: int) -> Catalog:
     with contextlib.closing(S3Store(settings)) as store, listing_progress() as progress:
         connections = min(16, settings.max_connections)
         return list_catalog(store, settings.dataset, connections=connections, progress=progress)
+
+
+def _look_at(specimen: Specimen, settings: Settings) -> tuple[SliceLayout | None, int]:
+    """The layout of a specimen's first slice, and how many bytes of it all are cached.
+
+    Raises StoreError.
+    """
+    from bffs.blocks import BlockReader
+    from bffs.cache import DiskCache
+    from bffs.content import ObjectContent
+    from bffs.s3 import S3Store
+    from bffs.tiff import slice_layout
+
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(S3Store(settings)))
+        cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
+        stack.callback(cache.close)
+        blocks = BlockReader(store, cache, memory=settings.memory, connections=1)
+        stack.callback(blocks.close)
+        blocks.start()
+        layout = None
+        if specimen.slices:
+            layout = slice_layout(ObjectContent(blocks, specimen.slices[0]))
+        cached = sum(cache.open(obj).bytes_present() for obj in specimen.objects())
+    return layout, cached
 
 
 def _replace_file(path: Path, content: bytes) -> None:

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Self
 
 from bffs import logs
 from bffs import mountpoint as mountpoints
-from bffs.errors import BffsError, MountError
+from bffs.errors import BffsError, MountError, UsageError
 from bffs.settings import MountOptions, Settings
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ def mount(
     `show_progress` makes a context that yields the callback of a listing. Raises BffsError before
     the fork or in the foreground; a forked driver reports its own.
     """
+    if "rw" in options.fuse_options:
+        raise UsageError("-o rw: there is nothing to write to, the dataset is read-only")
     mountpoint = mountpoints.normalize(options.mountpoint)
     mountpoints.check(mountpoint, allow_other=options.allow_other)
     from bffs import fuse  # noqa: F401 - raises MountError where FUSE is missing, better now than forked
@@ -109,7 +111,7 @@ def _report(drive: Callable[[Callable[[], None]], None], pipe: BinaryIO) -> int:
         return 0
     except BffsError as error:
         code = error.exit_code
-        log.debug("the driver failed", exc_info=True)
+        log.info("the driver failed", exc_info=True)
         print(f"bffs: {error}", file=sys.stderr)
     except BaseException as error:
         kind = type(error).__name__

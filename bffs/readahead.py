@@ -59,6 +59,7 @@ class SpecimenReadahead:
         self._lock = threading.Lock()
         self._predictor = Predictor([obj.size for obj in slices])
         self._tracks: set[int] = set()
+        self._plans = 0
 
     def content(self, index: int) -> Content:
         """The content of a slice, for a handle that is being opened."""
@@ -71,18 +72,23 @@ class SpecimenReadahead:
         depth = self._readahead.depth(self._name)
         if not depth:
             return
+        cancelled: set[int] = set()
         with self._lock:
             plan = self._predictor.demanded(index, start, stop, depth)
-        if plan is not None:
-            self._follow(plan, index)
+            if plan is None:
+                return
+            self._plans += 1
+            order = self._plans
+            if plan.jump:
+                cancelled, self._tracks = self._tracks - {plan.track}, set()
+            self._tracks.add(plan.track)
+        for track in cancelled:
+            for priority in Priority:
+                self._blocks.cancel((self._name, track, priority))
+        self._follow(plan, index, order)
 
-    def _follow(self, plan: Plan, index: int) -> None:
-        if plan.jump:
-            for track in self._tracks - {plan.track}:
-                for priority in Priority:
-                    self._blocks.cancel((self._name, track, priority))
-            self._tracks.clear()
-        self._tracks.add(plan.track)
+    def _follow(self, plan: Plan, index: int, order: int) -> None:
+        """Queue what is planned: the rest of slice `index` before that of others."""
         same = [w for w in plan.wishes if w.slice == index]
         others = [w for w in plan.wishes if w.slice != index]
         for priority, wishes in ((Priority.FILE, same), (Priority.SLICES, others)):
@@ -90,6 +96,7 @@ class SpecimenReadahead:
                 (self._name, plan.track, priority),
                 priority,
                 [(self._slices[w.slice], w.start, w.stop) for w in wishes],
+                order,
             )
 
 

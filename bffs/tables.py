@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bffs.catalog import Catalog, Specimen, base_name
 from bffs.settings import Dataset
+from bffs.tiff import SliceLayout
 from bffs.units import format_size, format_time, natural_key
 
 if TYPE_CHECKING:
@@ -132,9 +133,15 @@ def standard_output() -> Console:
     return Console(width=_WIDE)
 
 
-def describe(specimen: Specimen, dataset: Dataset) -> dict[str, Any]:
-    """All that the listing tells about a specimen. Sizes in bytes, times in UTC."""
+def describe(
+    specimen: Specimen, dataset: Dataset, layout: SliceLayout | None, cached: int
+) -> dict[str, Any]:
+    """All that is known of a specimen, `cached` bytes of which are here; `layout` is a slice's.
+
+    Sizes in bytes, times in UTC.
+    """
     objects = list(specimen.objects())
+    shape = [len(specimen.slices), layout.height, layout.width] if layout else None
     return {
         **_row(specimen)._asdict(),
         "endpoint_url": dataset.endpoint_url,
@@ -146,6 +153,9 @@ def describe(specimen: Specimen, dataset: Dataset) -> dict[str, Any]:
         "last_slice": base_name(specimen.slices[-1].key) if specimen.slices else None,
         "swc_file": base_name(specimen.swc.key) if specimen.swc else None,
         "swc_bytes": specimen.swc.size if specimen.swc else None,
+        "shape": shape,
+        "dtype": layout.dtype if layout else None,
+        "cached_bytes": cached,
         "files": len(objects),
         "file_bytes": sum(obj.size for obj in objects),
         "oldest": format_time(min(obj.mtime for obj in objects)),
@@ -165,10 +175,15 @@ def as_text(about: dict[str, Any]) -> str:
         facts["each"] = f"{' to '.join(f'{size:,}' for size in sizes)} bytes"
         facts["first"] = about["first_slice"]
         facts["last"] = about["last_slice"]
+        facts["shape"] = "not a TIFF that bffs understands"
+    if about["shape"]:
+        facts["shape"] = f"{' x '.join(map(str, about['shape']))} (z, y, x), {about['dtype']}"
     facts["swc"] = (
         f"{about['swc_file']}, {format_size(about['swc_bytes'])}" if about["swc"] else "none"
     )
     facts["files"] = f"{about['files']:,}, {format_size(about['file_bytes'])}"
+    share = 100 * about["cached_bytes"] // max(1, about["file_bytes"])
+    facts["cached"] = f"{format_size(about['cached_bytes'])}, {share} %"
     facts["uploaded"] = f"{about['oldest']} to {about['newest']}"
     return "".join(f"{label:10}{fact}\n" for label, fact in facts.items())
 

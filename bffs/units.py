@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
+from fractions import Fraction
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -24,7 +25,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 512M or 50G")
     number, suffix = match.groups()
-    return int(float(number) * 1024 ** _SUFFIXES.index(suffix.upper() or "B"))
+    return int(Fraction(number) * 1024 ** _SUFFIXES.index(suffix.upper() or "B"))
 
 
 def format_size(size: int) -> str:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,8 @@ from bffs.mountpoint import mount_at
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
+
+    from tests.s3server import S3Server
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,8 +134,8 @@ def bucket() -> Iterator[Bucket]:
 class Mounter:
     """Mounts a bucket with `bffs mount`, as often as called, and unmounts everything at the end."""
 
-    def __init__(self, bucket: Bucket, folder: Path) -> None:
-        self._bucket = bucket
+    def __init__(self, flags: Sequence[str], folder: Path) -> None:
+        self.flags = flags
         self.folder = folder
         self._mounted: list[Path] = []
 
@@ -146,28 +148,52 @@ class Mounter:
         """
         mountpoint = self.folder / f"mnt{len(self._mounted)}"
         mountpoint.mkdir()
-        flags = [*self._bucket.flags, "--cache-dir", str(self.folder / "cache")]
         self._mounted.append(mountpoint)
         done = self.run(
-            "mount", *flags, *args, str(mountpoint), env={**(env or {}), **self._binding(binding)}
+            "mount",
+            *self.flags,
+            f"--cache-dir={self.folder / 'cache'}",
+            *args,
+            str(mountpoint),
+            env={**(env or {}), **self._binding(binding)},
         )
         assert done.returncode == 0, done.stderr
         return mountpoint
 
     def run(
-        self, *args: str, env: Mapping[str, str] | None = None
+        self, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> subprocess.CompletedProcess[str]:
-        """Run any `bffs` command in the same environment as the mounts."""
-        home = {"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder)}
+        """Run any `bffs` command in the same environment as the mounts; `prefix` is a command that
+        runs commands."""
         return subprocess.run(
-            [sys.executable, "-m", "bffs", *args],
-            env={**clean(os.environ), **self._bucket.env, **home, **(env or {})},
+            [*prefix, sys.executable, "-m", "bffs", *args],
+            env=self.environment(env),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
+
+    def start(self, mountpoint: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a mount that the test itself waits for, in a process group of its own."""
+        mountpoint.mkdir(exist_ok=True)
+        self._mounted.append(mountpoint)
+        cache = f"--cache-dir={self.folder / 'cache'}"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            [sys.executable, "-m", "bffs", "mount", *self.flags, cache, *args, str(mountpoint)],
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            text=True,
+            process_group=0,
+            **(pipes | options),
+        )
+
+    def environment(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of all commands, with `env` on top."""
+        home = {"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder)}
+        return {**clean(os.environ), **CREDENTIALS, **home, **(env or {})}
 
     def close(self) -> None:
         """Unmount what is mounted still; every mount and every driver must be gone then."""
@@ -205,7 +231,7 @@ def mounted(bucket: Bucket, tmp_path: Path) -> Iterator[Mounter]:
     """`mounted(...)` mounts the bucket and returns where."""
     if not os.path.exists("/dev/fuse"):
         pytest.skip("there is no /dev/fuse on this machine")
-    mounter = Mounter(bucket, tmp_path)
+    mounter = Mounter(bucket.flags, tmp_path)
     yield mounter
     mounter.close()
 
@@ -239,3 +265,8 @@ def _library(name: str) -> str:
     except OSError:
         pytest.skip(f"there is no {name} on this machine")
     return name
+
+
+def flags_of(server: S3Server) -> list[str]:
+    """Where the bucket of a server that counts and fails is, for the command line."""
+    return ["--endpoint-url", server.endpoint_url, "--bucket", server.bucket]

@@ -7,10 +7,11 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import stat
 import subprocess
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from bffs import index as index_module
 from bffs.cache import BLOCK, CachedObject, DiskCache, block_count, checksum
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
-from bffs.units import GIB, MIB
+from bffs.units import GIB
 
 DATASET = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
 NOISE = random.Random(0).randbytes(64 * BLOCK)
@@ -91,9 +92,12 @@ def test_the_format_is_frozen(cache: DiskCache, folder: Path) -> None:
     add(cache, obj, 3, 4, content)
     path = data_file(cache, obj)
     assert str(path.relative_to(folder)) == (
-        "v1/83fbaf83ccb1dbb4c6e4b7d24b17a2c9/30/30b5cb4ee25ef3d4d5db6ae6b1d5f4bf"
+        "v1/d7f1747f0d421a5a2884d43b602a4349/b7/b745ef30c153c6cca4bca7ba6e5801b3"
     )
-    assert sums_file(cache, obj).read_bytes().hex() == ""
+    assert sums_file(cache, obj).read_bytes() == bytes.fromhex(
+        "626666732d76310a 0000020000000000 0500060000000000 bfbb6f3e24704f66"
+        "0000000000000000 4c017eb10870708e 0000000000000000 be0fca843a7575b0"
+    )
     assert path.stat().st_size == obj.size
     assert path.read_bytes()[BLOCK : 2 * BLOCK] == content[BLOCK : 2 * BLOCK]
 
@@ -308,8 +312,9 @@ def test_processes_that_make_and_fill_the_same_files_at_once(folder: Path) -> No
         worker.join(60)
         assert worker.exitcode == 0
     for name in range(4):
-        assert read(reopened(folder, an_object(32 * BLOCK, key=str(name))), 0, 32 * BLOCK) == (
-            NOISE[: 32 * BLOCK]
+        assert (
+            read(reopened(folder, an_object(32 * BLOCK, key=str(name))), 0, 32 * BLOCK)
+            == (NOISE[: 32 * BLOCK])
         )
     leftovers = [p.name for p in folder.rglob("draft-*")]
     assert leftovers == []
@@ -361,50 +366,208 @@ def test_descriptors_are_closed_with_the_last_reference(cache: DiskCache) -> Non
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A tmpfs of 2 MiB, on which nothing needs to stay free; it refuses O_DIRECT before Linux 6.6."""
-    if not ROOT:
-        pytest.skip("only root may mount a tmpfs")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", disk],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    monkeypatch.setattr(index_module, "FLOOR_BYTES", 0)
-    yield disk
-    gc.collect()
-    subprocess.run(["umount", "-l", disk], check=True)
+def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """A function that mounts a disk of its own."""
+    mounted: list[Path] = []
+
+    def mount(kind: str, options: str) -> Path:
+        path = tmp_path / f"disk{len(mounted)}"
+        path.mkdir()
+        command = ["mount", "-t", kind, "-o", options, kind, str(path)]
+        if not ROOT or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip(f"no {kind} can be mounted here")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", path], check=True)
 
 
 def test_a_full_disk_pauses_writing_and_reads_go_on(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    disk: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    cache = DiskCache(small_disk / "cache", DATASET, GIB)
+    monkeypatch.setattr(index_module, "FLOOR_BYTES", -GIB)  # so that it runs full all the same
+    cache = DiskCache(disk("tmpfs", "size=2m,mode=700"), DATASET, GIB)
     objects = [an_object(4 * BLOCK, key=str(n)) for n in range(8)]
-    monkeypatch.setattr(
-        index_module.os, "statvfs", lambda path: os.stat_result  # placeholder, replaced below
-    )
-    monkeypatch.undo()
-    monkeypatch.setattr(index_module.Index, "_make_room", lambda *_: True)
     for obj in objects:
         add(cache, obj)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
-    assert "nothing is cached on disk for 30 s" in caplog.text
+    assert "nothing is cached on disk for 30 s: " in caplog.text
+    assert "No space left on device" in caplog.text
     here = [read(cache.open(obj), 0, obj.size) for obj in objects]
-    assert here[0] == NOISE[: 4 * BLOCK]
+    assert here[0] == NOISE[: 4 * BLOCK] and here[-1] == b""
     assert all(NOISE.startswith(data) for data in here)
-    assert here[-1] == b""
-    # After the pause, and with room again, it goes on.
-    cache_module.remove_cached(data_file(cache, objects[0]))
-    cache_module.remove_cached(data_file(cache, objects[1]))
+    # With room again, and after the pause, it goes on.
+    for obj in objects[:2]:
+        cache_module.remove_cached(data_file(cache, obj))
+    cache.close()
     gc.collect()
-    cache._known.clear()
-    monkeypatch.setattr(cache_module.time, "monotonic", lambda: cache._paused_until + 1)
+    now = cache._paused_until + 1
+    monkeypatch.setattr(cache_module.time, "monotonic", lambda: now)
     add(cache, objects[-1])
     assert read(cache.open(objects[-1]), 0, 4 * BLOCK) == NOISE[: 4 * BLOCK]
     cache.close()
+
+
+def test_a_disk_that_refuses_direct_writing(
+    disk: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "FLOOR_BYTES", -GIB)  # a ramfs claims to have no room
+    folder = disk("ramfs", "mode=700")
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.open(folder / "x", os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
+    cache = DiskCache(folder, DATASET, GIB)
+    obj = an_object(SIZE)
+    add(cache, obj)
+    assert read(reopened(folder, obj), 0, SIZE) == NOISE[:SIZE]
+    cache.close()
+
+
+def test_a_disk_that_is_read_only(
+    disk: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = disk("tmpfs", "size=4m,mode=700")
+    cache = DiskCache(folder, DATASET, GIB)
+    add(cache, an_object(SIZE))
+    cache.close()
+    gc.collect()
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    cache = DiskCache(folder, DATASET, GIB)
+    for n in range(3):
+        add(cache, an_object(SIZE, key=str(n)))
+        assert not cache.open(an_object(SIZE, key=str(n))).has(0)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    cache.close()
+
+
+def test_a_folder_that_is_removed_while_it_is_used(
+    folder: Path, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obj = an_object(SIZE)
+    add(cache, obj)
+    shutil.rmtree(folder)
+    add(cache, obj)
+    now = cache._paused_until + 1
+    monkeypatch.setattr(cache_module.time, "monotonic", lambda: now)
+    add(cache, obj)
+    assert read(reopened(folder, obj), 0, SIZE) == NOISE[:SIZE]
+    assert (folder / "v1" / "index.sqlite3").exists()
+
+
+def planted(tmp_path: Path, obj: ObjectInfo) -> Path:
+    """A cache folder of sound files with other bytes than the store's."""
+    folder = tmp_path / "planted"
+    cache = DiskCache(folder, DATASET, GIB)
+    add(cache, obj, data=NOISE[7:])
+    cache.close()
+    return folder
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_symbolic_link_in_place_of_the_folder_is_refused(
+    tmp_path: Path, level: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obj = an_object(SIZE)
+    elsewhere = planted(tmp_path, obj)
+    of_dataset = data_file(DiskCache(elsewhere, DATASET, GIB), obj).parent.parent
+    inner = [Path(), Path("v1"), of_dataset.relative_to(elsewhere)][level]
+    folder = tmp_path / "cache"
+    (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+    (folder / inner).symlink_to(elsewhere / inner)
+    refuses(folder, obj, caplog, monkeypatch)
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can give folders away")
+@pytest.mark.parametrize("inner", ["", "v1"])
+def test_a_folder_of_somebody_else_is_refused(
+    tmp_path: Path, inner: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obj = an_object(SIZE)
+    folder = planted(tmp_path, obj)
+    os.chown(folder / inner, 65534, 65534)
+    refuses(folder, obj, caplog, monkeypatch)
+
+
+def refuses(
+    folder: Path,
+    obj: ObjectInfo,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Assert that nothing is read from the folder and nothing is written to it, now and later."""
+    planted_files = sorted(folder.parent.glob("**/*"))
+    caplog.clear()
+    cache = DiskCache(folder, DATASET, GIB)
+    assert "is not a folder of this user" in caplog.text
+    for _ in range(2):
+        cached = cache.open(obj)
+        assert read(cached, 0, SIZE) == b""
+        add(cache, an_object(SIZE, key="other"))
+        cache.touch(obj)
+        now = cache._paused_until + 1
+        monkeypatch.setattr(cache_module.time, "monotonic", lambda now=now: now)
+    cache.close()
+    assert sorted(folder.parent.glob("**/*")) == planted_files
+
+
+# -- random sequences -------------------------------------------------------------------------------------------
+
+BLOCKS = 9
+LAST = BLOCKS * BLOCK - 1000
+steps = st.one_of(
+    st.tuples(st.just("add"), st.integers(0, BLOCKS - 1), st.integers(1, BLOCKS)),
+    st.tuples(st.just("read"), st.integers(0, LAST - 1), st.integers(1, 4 * BLOCK)),
+    st.tuples(st.just("other process"), st.just(0), st.just(0)),
+    st.tuples(st.just("refresh"), st.just(0), st.just(0)),
+    st.tuples(st.just("evict"), st.just(0), st.just(0)),
+    st.tuples(st.just("flip"), st.integers(0, LAST - 1), st.just(0)),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(sequence=st.lists(steps, max_size=25))
+def test_random_sequences_give_the_bytes_or_a_miss(
+    tmp_path_factory: pytest.TempPathFactory, sequence: list[tuple[str, int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("sequence")
+    obj = an_object(LAST)
+    cache = DiskCache(folder, DATASET, GIB)
+    whole = True
+    added: set[int] = set()
+    for step, first, second in sequence:
+        match step:
+            case "add":
+                stop = min(first + second, BLOCKS)
+                add(cache, obj, first, stop)
+                added |= set(range(first, stop))
+            case "read":
+                stop = min(LAST, first + second)
+                found = read(cache.open(obj), first, stop)
+                assert found == NOISE[first : first + len(found)]
+                if whole and set(range(first // BLOCK, -(-stop // BLOCK))) <= added:
+                    assert len(found) == stop - first
+            case "other process":
+                cache.close()
+                cache = DiskCache(folder, DATASET, GIB)
+            case "refresh":
+                cache.open(obj).refresh()
+            case "evict":
+                cache_module.remove_cached(data_file(cache, obj))
+                added.clear()
+            case "flip" if data_file(cache, obj).exists():
+                # What was verified in this process is not verified again: see with fresh eyes.
+                flip_in_place(data_file(cache, obj), first)
+                cache.close()
+                cache = DiskCache(folder, DATASET, GIB)
+                whole = False
+    cache.close()
+
+
+def flip_in_place(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))

@@ -24,6 +24,7 @@ from bffs.cli import Given, main
 from bffs.errors import NoSuchSpecimen, StoreUnreachable
 from bffs.settings import OPTIONS, Dataset, MountOptions, Option, Settings, config_file, resolve
 from tests.fakes import FakeStore
+from bffs.tiff import SliceLayout
 from tests.s3server import LAYOUT, S3Server
 
 REPOSITORY = Path(__file__).parents[1]
@@ -345,7 +346,7 @@ def test_json_and_csv_tell_the_same(catalog: Catalog) -> None:
 
 def test_info_describes_what_the_listing_tells(catalog: Catalog) -> None:
     train, test = catalog.find("90")
-    about = tables.describe(train, DATASET)
+    about = tables.describe(train, DATASET, SliceLayout(20, 30, "uint8"), 103)
     assert about == {
         "id": "90",
         "split": "train",
@@ -361,6 +362,9 @@ def test_info_describes_what_the_listing_tells(catalog: Catalog) -> None:
         "last_slice": "s-0003.tif",
         "swc_file": "90.swc",
         "swc_bytes": 9,
+        "shape": [3, 20, 30],
+        "dtype": "uint8",
+        "cached_bytes": 103,
         "files": 4,
         "file_bytes": 309,
         "oldest": "2019-08-14T21:05:33Z",
@@ -370,12 +374,14 @@ def test_info_describes_what_the_listing_tells(catalog: Catalog) -> None:
     assert "train/90\n" in text
     assert "each      100 bytes\n" in text
     assert "swc       90.swc, 9\n" in text
-    assert "swc       none\n" in tables.as_text(tables.describe(test, DATASET))
+    assert "shape     3 x 20 x 30 (z, y, x), uint8\n" in text
+    assert "cached    103, 33 %\n" in text
+    assert "swc       none\n" in tables.as_text(tables.describe(test, DATASET, None, 0))
 
 
 def test_info_of_slices_of_several_sizes_and_of_none() -> None:
     listed = list_catalog(FakeStore({"1/a.tif": b"x", "1/b.tif": b"xx", "2/2.swc": b"x"}), DATASET)
-    several, none = (tables.as_text(tables.describe(s, DATASET)) for s in listed.specimens)
+    several, none = (tables.as_text(tables.describe(s, DATASET, None, 0)) for s in listed.specimens)
     assert "each      1 to 2 bytes\n" in several
     assert "slices    0, 0 (0 bytes)\n" in none
     assert "first" not in none

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bffs.predictor import Plan, Predictor, Wish
+from bffs.predictor import Plan, Predictor
+from bffs.tracks import Wish
 from bffs.units import KIB, MIB
 
 BLOCK = 128 * KIB
@@ -746,16 +747,33 @@ def test_next_slice_is_wanted_at_the_second_slices_first_read() -> None:
 
 def test_large_windows_grow_up_to_depth() -> None:
     predictor = Predictor([1 << 30])
+    step = MIB // 4
     reach = 0
-    for at in range(0, 256 * MIB, MIB):
-        plan = predictor.demanded(0, at, at + MIB, 64 * MIB)
+    for at in range(0, 256 * MIB, step):
+        plan = predictor.demanded(0, at, at + step, 64 * MIB)
         if plan is not None:
             (wish,) = plan.wishes
-            assert wish.start == at + MIB
-            assert wish.stop == at + MIB + min(64 * MIB, 4 * (at + MIB))
+            assert wish.start == at + step
+            assert wish.stop == at + step + min(64 * MIB, max(MIB, 4 * (at + step)))
             reach = wish.stop
-        assert at < 2 * MIB or reach > at + MIB
+        assert at < MIB or reach > at + step
     assert reach > 310 * MIB
+
+
+def test_a_large_first_read_wants_the_slice_whole() -> None:
+    predictor = Predictor([SIZE] * 3)
+    plan = predictor.demanded(1, 0, MIB, 64 * MIB)
+    assert plan == Plan(1, False, (Wish(1, MIB, SIZE),))
+    assert Predictor([SIZE]).demanded(0, MIB, 2 * MIB, 64 * MIB) is None
+    assert Predictor([SIZE]).demanded(0, 0, MIB // 4, 64 * MIB) is None
+
+
+def test_large_first_reads_that_lead_nowhere_are_seen_through() -> None:
+    predictor = Predictor([SIZE] * 300)
+    assert predictor.demanded(0, 0, MIB, 64 * MIB)
+    plans = [predictor.demanded(index, 0, MIB, 64 * MIB) for index in (100, 170, 260)]
+    wished = [wish for plan in plans if plan is not None for wish in plan.wishes]
+    assert not wished
 
 
 def test_a_walk_to_an_empty_slice() -> None:

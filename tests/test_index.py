@@ -1,0 +1,326 @@
+"""The ledger: limits that hold before bytes are written, what is evicted, and what damage and neighbours do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bffs import index as index_module
+from bffs.index import Index
+from bffs.store import ObjectInfo
+from bffs.units import GIB, KIB
+
+LIMIT = 100 * KIB
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A clock that ticks at each look, so that no two files are used at once; no floor."""
+    now = iter(range(1, 1_000_000))
+    lock = threading.Lock()
+
+    def tick() -> float:
+        with lock:
+            return float(next(now))
+
+    monkeypatch.setattr(index_module.time, "time", tick)
+    monkeypatch.setattr(index_module, "FLOOR_BYTES", 0)
+    yield
+
+
+def file_of(folder: Path, name: str) -> Path:
+    return folder / "dataset" / name[:2] / name
+
+
+def write(index: Index, folder: Path, name: str, size: int) -> bool:
+    """Reserve room and take it, as the cache does."""
+    path = file_of(folder, name)
+    if not index.reserve(path, ObjectInfo(f"key of {name}", "e", 0, 0), size):
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b"x" * size)
+    path.with_name(path.name + ".sums").touch()
+    return True
+
+
+def there(folder: Path) -> dict[str, int]:
+    """Names and sizes of the files that are there."""
+    files = folder.glob("*/??/*")
+    return {path.name: path.stat().st_size for path in files if path.suffix != ".sums"}
+
+
+def rows(folder: Path) -> dict[str, int]:
+    """What the ledger says of each file; it must agree with its own sum."""
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
+        found = dict(connection.execute("SELECT path, bytes FROM files").fetchall())
+        (total,) = connection.execute("SELECT bytes FROM total").fetchone()
+    assert total == sum(found.values())
+    return {Path(path).name: size for path, size in found.items()}
+
+
+def pin(folder: Path, name: str) -> None:
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
+        connection.execute("UPDATE files SET pinned = 1 WHERE path LIKE ?", (f"%{name}",))
+        connection.commit()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def index(folder: Path) -> Iterator[Index]:
+    index = Index(folder, LIMIT)
+    yield index
+    index.close()
+
+
+# -- limits -----------------------------------------------------------------------------------------------------
+
+
+def test_room_is_made_before_it_is_taken(index: Index, folder: Path) -> None:
+    for n in range(30):
+        path = file_of(folder, f"{n:02}")
+        assert index.reserve(path, ObjectInfo("k", "e", 0, 0), 9 * KIB)
+        assert sum(there(folder).values()) <= LIMIT - 9 * KIB
+        assert sum(rows(folder).values()) <= LIMIT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(9 * KIB))
+    assert len(there(folder)) == 11
+    assert rows(folder) == there(folder)
+
+
+def test_what_was_used_longest_ago_goes_first(index: Index, folder: Path) -> None:
+    for name in ("aa", "bb", "cc", "dd"):
+        write(index, folder, name, 25 * KIB)
+    index.touch(file_of(folder, "aa"))
+    write(index, folder, "bb", 0)
+    write(index, folder, "ee", 25 * KIB)
+    assert set(there(folder)) == {"aa", "bb", "dd", "ee"}
+    write(index, folder, "ff", 50 * KIB)
+    assert set(there(folder)) == {"bb", "ee", "ff"}
+    assert not list(folder.glob("*/*/cc.sums"))
+
+
+def test_a_file_is_not_evicted_for_itself(index: Index, folder: Path) -> None:
+    assert write(index, folder, "aa", 60 * KIB)
+    assert not write(index, folder, "aa", 60 * KIB)
+    assert there(folder) == {"aa": 60 * KIB} == rows(folder)
+
+
+def test_what_is_pinned_stays(index: Index, folder: Path) -> None:
+    for name in ("aa", "bb", "cc"):
+        write(index, folder, name, 30 * KIB)
+    pin(folder, "aa")
+    assert write(index, folder, "dd", 70 * KIB)
+    assert there(folder) == {"aa": 30 * KIB, "dd": 70 * KIB}
+    assert not write(index, folder, "ee", 71 * KIB)
+    assert "aa" in there(folder)
+
+
+def test_use_is_written_down_at_the_end(folder: Path) -> None:
+    first = Index(folder, LIMIT)
+    for name in ("aa", "bb"):
+        write(first, folder, name, 40 * KIB)
+    first.touch(file_of(folder, "aa"))
+    first.close()
+    second = Index(folder, LIMIT)
+    write(second, folder, "cc", 40 * KIB)
+    second.close()
+    assert set(there(folder)) == {"aa", "cc"}
+
+
+def test_closing_what_was_never_used_makes_nothing(tmp_path: Path) -> None:
+    Index(tmp_path / "absent", LIMIT).close()
+    assert not (tmp_path / "absent").exists()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    actions=st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.integers(0, 60), st.booleans()), max_size=30
+    )
+)
+def test_the_limit_holds_whatever_is_written(
+    tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, int, bool]]
+) -> None:
+    folder = tmp_path_factory.mktemp("index")
+    index = Index(folder, LIMIT)
+    for name, size, reopen in actions:
+        before = there(folder)
+        if not write(index, folder, name * 2, size * KIB):
+            assert before.get(name * 2, 0) + size * KIB > LIMIT
+        assert rows(folder) == there(folder)
+        assert sum(there(folder).values()) <= LIMIT
+        if reopen:
+            index.close()
+    index.close()
+
+
+# -- the disk's floor -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("free", "floor_bytes", "fits"),
+    [
+        (100 * KIB, GIB, True),  # a tenth of 800 KiB is less than a GiB
+        (89 * KIB, GIB, False),
+        (89 * KIB, 50 * KIB, True),
+        (59 * KIB, 50 * KIB, False),
+        (0, 0, False),
+    ],
+)
+def test_some_of_the_disk_stays_free(
+    index: Index,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    floor_bytes: int,
+    fits: bool,
+) -> None:
+    disk = SimpleNamespace(f_bavail=free // KIB, f_frsize=KIB, f_blocks=800)
+    monkeypatch.setattr(index_module.os, "statvfs", lambda path: disk)
+    monkeypatch.setattr(index_module, "FLOOR_BYTES", floor_bytes)
+    assert write(index, folder, "aa", 10 * KIB) is fits
+
+
+def test_files_go_when_others_fill_the_disk(
+    index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("aa", "bb", "cc"):
+        write(index, folder, name, 20 * KIB)
+    disk = SimpleNamespace(f_bavail=5, f_frsize=KIB, f_blocks=1000)
+    monkeypatch.setattr(index_module.os, "statvfs", lambda path: disk)
+    assert write(index, folder, "dd", 10 * KIB)
+    assert set(there(folder)) == {"bb", "cc", "dd"}
+
+
+# -- damage -----------------------------------------------------------------------------------------------------
+
+
+def damage_lost(folder: Path) -> None:
+    for path in folder.glob("index.sqlite3*"):
+        path.unlink()
+
+
+def damage_not_a_database(folder: Path) -> None:
+    damage_lost(folder)
+    (folder / "index.sqlite3").write_bytes(b"not a database at all" * 1000)
+
+
+def damage_pages(folder: Path) -> None:
+    path = folder / "index.sqlite3"
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+
+
+def damage_schema_without_count(folder: Path) -> None:
+    """As if the process had been killed between making the tables and counting the files."""
+    damage_lost(folder)
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_lost, damage_not_a_database, damage_pages, damage_schema_without_count]
+)
+def test_a_damaged_ledger_is_made_anew_from_the_files(
+    folder: Path, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = Index(folder, LIMIT)
+    for name in ("aa", "bb", "cc"):
+        write(index, folder, name, 32 * KIB)
+    index.close()
+    assert callable(damage)
+    damage(folder)
+    index = Index(folder, LIMIT)
+    assert write(index, folder, "dd", 32 * KIB)
+    assert sum(there(folder).values()) <= LIMIT
+    assert rows(folder) == there(folder)
+    index.close()
+
+
+def test_an_unusable_folder_is_an_error_not_a_new_ledger(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    index = Index(tmp_path / "file", LIMIT)
+    with pytest.raises((OSError, sqlite3.Error)):
+        index.reserve(tmp_path / "file" / "a", ObjectInfo("k", "e", 0, 0), 1)
+
+
+# -- neighbours -------------------------------------------------------------------------------------------------
+
+
+def _write_many(folder: Path, start: int, gate: object) -> None:
+    index = Index(folder, LIMIT)
+    gate.wait()  # type: ignore[attr-defined]
+    for n in range(40):
+        assert write(index, folder, f"{(start + n) % 26:02}", 4 * KIB)
+    index.close()
+
+
+def test_processes_reserve_at_once(folder: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    gate = context.Barrier(4)
+    workers = [context.Process(target=_write_many, args=(folder, n * 7, gate)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert 0 < sum(rows(folder).values()) <= LIMIT
+
+
+def test_threads_touch_while_others_reserve(index: Index, folder: Path) -> None:
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def touch() -> None:
+        try:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                index.touch(file_of(folder, f"{n % 5000:04}"))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=touch) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for n in range(60):
+            assert write(index, folder, f"{n % 26:02}", KIB)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert sum(rows(folder).values()) <= LIMIT
+
+
+def test_a_process_killed_in_a_transaction_leaves_no_lock(folder: Path, index: Index) -> None:
+    write(index, folder, "aa", KIB)
+
+    def die(folder: Path) -> None:
+        connection = sqlite3.connect(folder / "index.sqlite3", isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE files SET bytes = 0")
+        index_module.os.kill(index_module.os.getpid(), 9)
+
+    worker = multiprocessing.get_context("fork").Process(target=die, args=(folder,))
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == -9
+    assert write(index, folder, "bb", KIB)
+    assert rows(folder) == {"aa": KIB, "bb": KIB}
