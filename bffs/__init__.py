@@ -7,10 +7,11 @@ The map: a module imports only from lines below its own, and modules that share 
     cli                           commands, options, messages, exit codes
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
-    fuse | layout | tables        the only import of mfusepy and fusepy | specimens to folders | what commands print
-    manifest | tree               the published manifest, and one a specimen | nodes, paths, the FileSystem protocol
+    fuse | layout                 the only import of mfusepy and fusepy | specimens to folders
+    manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     readahead | tiff              what the Predictor wishes for, fetched | what a slice's header says, by tifffile
     content | predictor           immutable bytes, whatever their make | pure: what will be read next
+    tracks                        what was read of a specimen: streams, visits, tracks
     blocks                        single-flight, prioritised fetching within one memory budget
     cache | link                  the disk cache: a sparse file per object version | the measured speed of the store
     index | snapshot              the cache's book of what is where | a catalog kept, so that a mount needs no listing

@@ -56,6 +56,11 @@ a GB, 1 MiB 1.5."""
 RESERVED = 4
 """Connections that prefetching leaves free for demands, but no more than a quarter of them."""
 
+SPLIT = 4
+MIN_DEMAND = 2 * BLOCK
+"""A demand is split among so many connections, in requests of at least so many bytes: on a link that
+is full of prefetch a connection gets its share and no more."""
+
 NEAR = 16 * MIB
 """Bytes ahead of a reader within which it is served as quickly as possible."""
 
@@ -415,7 +420,9 @@ class BlockReader:
         """The most urgent piece that may be fetched now, its blocks marked busy; lock held."""
         for _ in range(len(self._demands)):
             want = self._demands[0]
-            piece = self._take(want, PART, demanded=True)
+            size = (want.stop - want.first) * BLOCK
+            most = max(MIN_DEMAND, size // max(1, min(SPLIT, self._idle_threads)))
+            piece = self._take(want, most, demanded=True)
             if want.first == want.stop:
                 self._demands.popleft()
             elif piece is None:

@@ -41,7 +41,7 @@ SLOT = 0.2
 MEMORY = 30.0
 """Seconds after which a best latency or bandwidth is forgotten, once another has been seen."""
 
-MIN_WINDOW = 4 * MIB
+MIN_WINDOW = 2 * MIB
 FIRST_WINDOW = 32 * MIB
 """Bytes in flight before anything is known: one slice of usual size, so that a first slice comes at
 full speed."""
@@ -82,7 +82,7 @@ class Link:
     def piece(self) -> int:
         """Bytes that one request for bulk data should have."""
         wanted = int(PIECE_LATENCIES * self.latency * self._rate)
-        return min(max(wanted, MIN_PIECE), self._max_piece)
+        return max(min(wanted, self._max_piece, self.window // 4), MIN_PIECE)
 
     def answered(self, seconds: float, now: float, *, saturated: bool) -> None:
         """A request's first block took this long; `saturated` if only the window keeps back more."""

@@ -14,7 +14,7 @@ from itertools import takewhile
 from math import gcd
 from typing import NamedTuple
 
-from bffs.tracks import ACTIVE, LARGE, NEAR, SKIP, Stream, Stretch, Track, Visit, Wish
+from bffs.tracks import ACTIVE, HEAD, LARGE, NEAR, SKIP, Stream, Stretch, Track, Visit, Wish
 from bffs.units import KIB, MIB
 
 _FIRST = MIB  # the first window of a stream; then ...
@@ -77,7 +77,9 @@ class Predictor:
         visit.seen = self._now
         if stop > visit.size:
             stop = visit.size
-        if not 0 <= start < stop or not visit.note(start, stop):
+        if not 0 <= start < stop:
+            return None
+        if not visit.note(start, stop) and not self._takes_all(visit, start, stop):
             return None
         return self._plan(self._tracks[0], visit, depth, jump=False)
 
@@ -117,14 +119,21 @@ class Predictor:
         self._visit = visit
         jump = fresh and self._jumped()
         due = visit.note(start, stop)
-        if not known and self._eager and start == 0 and stop >= LARGE:
-            # A program that asks for this much at once reads on, if the last one did: whoever opens
-            # a slice gets it in one round trip and not in four.
-            visit.trust()
-            due = True
-        if due or track.stale or (track.steps and not known):
+        if due or self._takes_all(visit, start, stop) or track.stale or (track.steps and not known):
             return self._plan(track, visit, depth, jump)
         return Plan(track.number, True, ()) if jump else None
+
+    def _takes_all(self, visit: Visit, start: int, stop: int) -> bool:
+        """Whether a slice is now believed to be read through, at the first large read at its front.
+
+        A program that asks for this much at once reads on, if the last one did: whoever opens a
+        slice gets it in one round trip and not in four.
+        """
+        front = start < HEAD and visit.streams[0].start == 0
+        if not front or stop - start < LARGE or not self._eager or visit.eager:
+            return False
+        visit.trust()
+        return True
 
     def _walk_to(self, index: int) -> Track | None:
         """The track that a slice not being read yet belongs to, ready for the visit to be added."""

@@ -143,7 +143,9 @@ class S3Store:
     def _read_once(self, obj: ObjectInfo, start: int, buffer: memoryview) -> Iterator[int]:
         """One GET; yields the number of bytes each time some more have landed in `buffer`."""
         stop = start + len(buffer)
-        headers: Any = HeadersDict({"Range": f"bytes={start}-{stop - 1}", "If-Match": f'"{obj.etag}"'})
+        headers: Any = HeadersDict(
+            {"Range": f"bytes={start}-{stop - 1}", "If-Match": f'"{obj.etag}"'}
+        )
         request = AWSPreparedRequest("GET", self._url(obj.key), headers, None, True)
         response = self._client._endpoint.http_session.send(request)
         raw = response.raw

@@ -25,10 +25,10 @@ Stretch = tuple[int, int]  # from and up to which offset of a slice
 _END = 1 << 62  # as a stretch's stop: to the end of the slice, however long it is
 
 # Within a slice. A stream is trusted at its third read in succession, at its fifth if there are
-# gaps of up to a block; at its second if it starts below _HEAD, as files are read from the start,
+# gaps of up to a block; at its second if it starts below HEAD, as files are read from the start,
 # or if its reads are LARGE, as the kernel itself then took it for sequential. It survives a few
 # gaps of SKIP, and requests that come late by _REORDERED: two or three of 1 MiB are in flight.
-_HEAD = 64 * KIB
+HEAD = 64 * KIB
 LARGE = 512 * KIB
 SKIP = MIB
 _REORDERED = 2 * MIB
@@ -74,7 +74,7 @@ class Stream:
         elif gap > 0:
             self.trust += 1
         elif gap == 0:
-            self.trust += 4 if self.start < _HEAD or length >= LARGE else 2
+            self.trust += 4 if self.start < HEAD or length >= LARGE else 2
         self.trust = min(self.trust, 6)
         self.sure = self.trust > (0 if self.sure else 3)
 

@@ -135,6 +135,8 @@ class Mounter:
     """Mounts a bucket with `bffs mount`, as often as called, and unmounts everything at the end."""
 
     def __init__(self, flags: Sequence[str], folder: Path) -> None:
+        if not os.path.exists("/dev/fuse"):
+            pytest.skip("there is no /dev/fuse on this machine")
         self.flags = flags
         self.folder = folder
         self._mounted: list[Path] = []
@@ -171,7 +173,7 @@ class Mounter:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=45,  # less than pytest allows a test, so that it can clean up
             check=False,
         )
 
@@ -229,8 +231,6 @@ class Mounter:
 @pytest.fixture
 def mounted(bucket: Bucket, tmp_path: Path) -> Iterator[Mounter]:
     """`mounted(...)` mounts the bucket and returns where."""
-    if not os.path.exists("/dev/fuse"):
-        pytest.skip("there is no /dev/fuse on this machine")
     mounter = Mounter(bucket.flags, tmp_path)
     yield mounter
     mounter.close()

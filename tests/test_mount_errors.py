@@ -31,6 +31,8 @@ def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
     (tmp_path / "mnt").mkdir()
     yield mounter
     server.reset()
+    if mount_at(tmp_path / "mnt") is not None:
+        mounter.run("umount", str(tmp_path / "mnt"))
     mounter.close()
 
 

@@ -56,9 +56,8 @@ def is_mounted(mountpoint: Path) -> bool:
 
 def nothing_left(mounter: Mounter, mountpoint: Path) -> bool:
     """Whether there is no mount, no driver and no lock file of a driver."""
-    return not (
-        is_mounted(mountpoint) or drivers(mountpoint) or [*(mounter.folder / "bffs").glob("*")]
-    )
+    locks = (mounter.folder / "bffs").glob("*")
+    return not is_mounted(mountpoint) and not drivers(mountpoint) and not any(locks)
 
 
 @pytest.fixture
@@ -98,13 +97,18 @@ def test_unmount_and_nothing_is_left(mounter: Mounter) -> None:
     assert list(mountpoint.iterdir()) == []
 
 
+@pytest.mark.parametrize("store", ["slow", "stalled"])
 @pytest.mark.parametrize("how", ["umount", "SIGTERM"])
 def test_ending_under_load(
-    mounter: Mounter, server: S3Server, how: str,
+    mounter: Mounter, server: S3Server, how: str, store: str,
     readers: Callable[[Path], list[subprocess.Popen[bytes]]],
 ) -> None:  # fmt: skip
     mountpoint = mounter()
-    server.shape(latency=0.2, per_connection=1e6, total=4e6)  # 20 s for all that is wanted
+    server.reset()
+    if store == "slow":
+        server.shape(latency=0.2, per_connection=1e6, total=4e6)  # 20 s for all that is wanted
+    else:
+        server.fault("stall", value=30, at=100_000, kind="get")
     reading = readers(mountpoint)
     wait_for(lambda: server.stats()["in_flight"] >= 4)
     begin = time.monotonic()
