@@ -33,7 +33,7 @@ import threading
 import time
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -233,21 +233,17 @@ class BlockReader:
         self._unwritten = 0
         self._to_write: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._closing = False
-        self._threads: list[threading.Thread] = []
+        self._fetchers: list[threading.Thread] = []
+        self._writers: list[threading.Thread] = []
 
     # -- life --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the fetching and writing threads."""
         for number in range(self._connections):
-            self._spawn(self._fetch_pieces, f"bffs-fetch-{number}")
+            self._fetchers.append(_started(self._fetch_pieces, f"bffs-fetch-{number}"))
         for number in range(WRITERS):
-            self._spawn(self._write_pieces, f"bffs-write-{number}")
-
-    def _spawn(self, target: object, name: str) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)  # type: ignore[arg-type]
-        thread.start()
-        self._threads.append(thread)
+            self._writers.append(_started(self._write_pieces, f"bffs-write-{number}"))
 
     def abort(self) -> None:
         """Fail every waiting read, now and from now on, with Closing."""
@@ -262,13 +258,15 @@ class BlockReader:
 
     def close(self, timeout: float = 3.0) -> None:
         """Abort, write what is waiting to be written, and join the threads within `timeout`
-        seconds."""
+        seconds; those that hang in a request end with the process."""
         self.abort()
-        for _ in range(WRITERS):
+        begun = time.monotonic()
+        for thread in self._fetchers:
+            thread.join(max(0.0, begun + timeout / 2 - time.monotonic()))
+        for _ in self._writers:
             self._to_write.put(None)
-        end = time.monotonic() + timeout
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
+        for thread in self._writers:
+            thread.join(max(0.0, begun + timeout - time.monotonic()))
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -437,6 +435,7 @@ class BlockReader:
         free = self._prefetchers - self._prefetching
         backlog = sum(w.stop - w.first for s in self._streams.values() for w in s.wants) * BLOCK
         if not backlog:
+            self._streams.clear()
             self._saturated = False
             return None
         room = self.link.window - self._prefetching_bytes
@@ -662,6 +661,12 @@ class BlockReader:
                 self._starved = False
                 self._work.notify()
                 self._room.notify_all()
+
+
+def _started(target: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _nowhere(block: int) -> bool:

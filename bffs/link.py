@@ -35,6 +35,8 @@ HELD = 3.0
 
 PIECE_LATENCIES = 4.0
 
+QUICK = 0.25
+
 SLOT = 0.2
 """Seconds over which bandwidth is measured."""
 
@@ -77,6 +79,11 @@ class Link:
     def bandwidth(self) -> float:
         """Bytes a second of all connections at best, 0 while unknown."""
         return self._bandwidths.value
+
+    @property
+    def quickly(self) -> int:
+        """Bytes that come within `QUICK` seconds: what may be fetched on a hunch."""
+        return int(self.bandwidth * QUICK) or FIRST_WINDOW
 
     @property
     def piece(self) -> int:

@@ -32,7 +32,7 @@ from bffs.private import own_folder
 
 FILE_SYSTEM = "fuse.bffs"
 UNMOUNT_WAIT = 5.0
-"""Seconds that an unmounted driver has to go away by itself, and again after it was told to."""
+"""Seconds that an unmounted driver has to end once told to; before, a fifth to do so by itself."""
 
 
 class Mount(NamedTuple):
@@ -128,19 +128,19 @@ def unmount(mountpoint: Path) -> None:
         )
     lock = _open_lock(mountpoint, os.O_RDWR)  # before the driver removes it
     try:
-        busy = not _run_unmount(mountpoint, lazy=False) and not _run_unmount(mountpoint, lazy=True)
-        if busy and mount_at(mountpoint) is not None:
+        in_use = not _run_unmount(mountpoint, lazy=False)
+        if in_use and not _run_unmount(mountpoint, lazy=True) and mount_at(mountpoint) is not None:
             raise MountError(f"{mountpoint} can't be unmounted: is it another user's?")
         if lock is not None:
-            _await_end(mountpoint, lock)
+            _await_end(mountpoint, lock, patience=0.0 if in_use else UNMOUNT_WAIT / 5)
     finally:
         if lock is not None:
             os.close(lock)
 
 
-def _await_end(mountpoint: Path, lock: int) -> None:
-    """Wait for the driver that holds `lock` to end, and tell it to if it doesn't."""
-    if not _take(lock, UNMOUNT_WAIT / 5):
+def _await_end(mountpoint: Path, lock: int, patience: float) -> None:
+    """Wait for the driver that holds `lock` to end, and tell it to after `patience` seconds."""
+    if not _take(lock, patience):
         pid = int(os.pread(lock, 20, 0))
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM)

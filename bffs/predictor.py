@@ -14,7 +14,7 @@ from itertools import takewhile
 from math import gcd
 from typing import NamedTuple
 
-from bffs.tracks import ACTIVE, HEAD, LARGE, NEAR, SKIP, Stream, Stretch, Track, Visit, Wish
+from bffs.tracks import ACTIVE, LARGE, NEAR, SKIP, Stream, Stretch, Track, Visit, Wish
 from bffs.units import KIB, MIB
 
 _FIRST = MIB  # the first window of a stream; then ...
@@ -54,7 +54,7 @@ class Predictor:
         self._number = 0  # of tracks so far
         self._tracks: list[Track] = []  # the one demanded last comes first
         self._visit: Visit | None = None  # the slice demanded last, in that track
-        self._eager = True  # the last slice that was wanted whole at its first read was read whole
+        self._eager = True  # slices that were expected to be read through were
 
     def opened(self, index: int) -> None:
         """A slice was opened, maybe not for the first time; the page cache may meet its reads."""
@@ -64,26 +64,30 @@ class Predictor:
                 if not rest and 0 < steps <= NEAR:
                     track.opened = index
 
-    def demanded(self, index: int, start: int, stop: int, depth: int) -> Plan | None:
+    def demanded(
+        self, index: int, start: int, stop: int, depth: int, hunch: int = 0
+    ) -> Plan | None:
         """Bytes `start` to `stop` of a slice are read; None if the last plan still holds.
 
         `depth` is how many bytes may be held ahead for one track; the plan's wishes are never more
-        in all.
+        in all. `hunch` is how many may be wished for when a slice's first bytes are read and nothing
+        else is known.
         """
         self._now += 1
         visit = self._visit
         if visit is None or visit.index != index:
-            return self._elsewhere(index, start, stop, depth)
+            return self._elsewhere(index, start, stop, depth, hunch)
         visit.seen = self._now
         if stop > visit.size:
             stop = visit.size
         if not 0 <= start < stop:
             return None
-        if not visit.note(start, stop) and not self._takes_all(visit, start, stop):
+        due = visit.note(start, stop)
+        if not self._revise_hunch(visit, start, stop, hunch) and not due:
             return None
         return self._plan(self._tracks[0], visit, depth, jump=False)
 
-    def _elsewhere(self, index: int, start: int, stop: int, depth: int) -> Plan | None:
+    def _elsewhere(self, index: int, start: int, stop: int, depth: int, hunch: int) -> Plan | None:
         """Another slice is demanded than the last time."""
         if not 0 <= index < len(self._sizes):
             return None
@@ -107,7 +111,7 @@ class Predictor:
             if track is not None:
                 track.add(visit)
         assert visit is not None
-        if self._visit is not None and self._visit.eager:
+        if self._visit is not None and (self._visit.eager or not self._eager):
             self._eager = self._visit.whole()
         fresh = track is None
         if track is None:
@@ -119,20 +123,28 @@ class Predictor:
         self._visit = visit
         jump = fresh and self._jumped()
         due = visit.note(start, stop)
-        if due or self._takes_all(visit, start, stop) or track.stale or (track.steps and not known):
+        due = self._revise_hunch(visit, start, stop, hunch) or due
+        if due or track.stale or (track.steps and not known):
             return self._plan(track, visit, depth, jump)
         return Plan(track.number, True, ()) if jump else None
 
-    def _takes_all(self, visit: Visit, start: int, stop: int) -> bool:
-        """Whether a slice is now believed to be read through, at the first large read at its front.
+    def _revise_hunch(self, visit: Visit, start: int, stop: int, hunch: int) -> bool:
+        """Believe from its first read at the front that a slice is read through, or no longer.
 
-        A program that asks for this much at once reads on, if the last one did: whoever opens a
-        slice gets it in one round trip and not in four.
+        Whoever opens a slice then has it in one round trip instead of four. At first `hunch` bytes
+        are risked, all once a read is large; nothing after a slice for which that was wrong.
         """
-        front = start < HEAD and visit.streams[0].start == 0
-        if not front or stop - start < LARGE or not self._eager or visit.eager:
+        if visit.streams[0].start:
+            if visit.eager:
+                visit.doubt()
+                self._eager = False
+                return True
             return False
-        visit.trust()
+        large = stop - start >= LARGE and (visit.eager or not start)
+        risk = visit.size if large else hunch
+        if not self._eager or risk <= visit.eager or stop >= risk:
+            return False
+        visit.trust(risk)
         return True
 
     def _walk_to(self, index: int) -> Track | None:
@@ -247,7 +259,7 @@ class Predictor:
         wanted = []
         for stream in going:
             read = stream.stop - stream.start
-            ahead = visit.size if visit.eager else max(_FIRST, _GROWTH * read)
+            ahead = max(_FIRST, _GROWTH * read, visit.eager - read)
             wanted.append((stream.stop, stream.stop + min(ahead, share // len(going))))
         wanted += [(_after(visit.streams, start), stop) for start, stop in template]
         room = share

@@ -72,9 +72,10 @@ class SpecimenReadahead:
         depth = self._readahead.depth(self._name)
         if not depth:
             return
+        hunch = self._blocks.link.quickly
         cancelled: set[int] = set()
         with self._lock:
-            plan = self._predictor.demanded(index, start, stop, depth)
+            plan = self._predictor.demanded(index, start, stop, depth, hunch)
             if plan is None:
                 return
             self._plans += 1

@@ -89,7 +89,7 @@ class Visit:
         self.size = size
         self.block = block
         self.streams: list[Stream] = []  # the one read last comes first
-        self.eager = False  # wanted whole at its first read
+        self.eager = 0  # bytes from its front that are expected to be read
         self.born = now
         self.seen = now  # last demanded
         self.back = -ACTIVE  # last demanded after another slice of the same walk had been
@@ -116,11 +116,19 @@ class Visit:
         self._begin(start, stop)
         return False
 
-    def trust(self) -> None:
-        """Believe at its first read that the slice will be read through."""
-        self.eager = True
+    def trust(self, risk: int) -> None:
+        """Believe that the stream at the front goes on, for `risk` bytes at least."""
+        self.eager = risk
         self.streams[0].sure = True
         self.streams[0].trust = 4
+
+    def doubt(self) -> None:
+        """Believe it no longer."""
+        self.eager = 0
+        for stream in self.streams:
+            if not stream.start:
+                stream.sure = False
+                stream.trust = 0
 
     def _overtake(self, stream: Stream) -> None:
         """Make one of a stream and those further on that it has come up to."""

@@ -367,15 +367,17 @@ def test_the_nearest_comes_first_and_streams_take_turns(
     server: S3Server, reader: Readers
 ) -> None:
     """One connection, so that requests follow each other."""
-    server.shape(latency=0.05)
+    server.shape(latency=0.01, per_connection=10e6)
     blocks = reader(connections=1)
-    blocks.prefetch("warm", Priority.WARM, [(info("slice-00"), 0, 7 * MIB)])
-    blocks.prefetch("next", Priority.SLICES, [(info("slice-01"), 0, 7 * MIB)])
+    blocks.prefetch("warm", Priority.WARM, [(info("slice-00"), 0, 3 * MIB)])
+    wait_until(lambda: len(server.log()) == 1, "prefetching")
+    blocks.prefetch("next", Priority.SLICES, [(info("slice-01"), 0, 3 * MIB)])
     blocks.prefetch("x", Priority.FILE, [(info("slice-02"), 0, 3 * MIB)])
     blocks.prefetch("y", Priority.FILE, [(info("slice-03"), 0, 3 * MIB)])
     settle(blocks)
     keys = [get.key for get in server.log()]
-    order = list(dict.fromkeys(keys[1:]))  # the first had begun before the others came
+    assert keys.pop(0) == "slice-00"  # had begun before the others came
+    order = list(dict.fromkeys(keys))
     assert order == ["slice-02", "slice-03", "slice-01", "slice-00"]
     turns = [key for key in keys if key in ("slice-02", "slice-03")]
     assert turns[:4] == ["slice-02", "slice-03"] * 2
@@ -416,7 +418,7 @@ def test_a_failure_reaches_those_who_wait_and_nobody_else(
     blocks = reader()
     with ThreadPoolExecutor(4) as pool:
         wanted = [("part", 0), ("part", 5), ("odd", 0)]
-        first = pool.submit(read, blocks, "part", 0, MIB)
+        first = pool.submit(read, blocks, "part", 0, 10)
         wait_until(lambda: server.stats()["in_flight"] == 1, "fetching")
         futures = [pool.submit(read, blocks, key, at, 10) for key, at in wanted]
         errors = [future.exception(SOON) for future in (first, *futures)]
@@ -429,7 +431,7 @@ def test_a_failure_reaches_those_who_wait_and_nobody_else(
 def test_what_arrived_before_a_failure_stays(server: S3Server, reader: Readers) -> None:
     server.fault("close", at=3 * BLOCK + 500, key="part", times=1)
     server.fault("status", value=403, key="part", times=1)
-    blocks = reader()
+    blocks = reader(connections=1)  # so that it is one request
     with pytest.raises(AccessDenied):
         read(blocks, "part", 0, MIB)
     settle(blocks)

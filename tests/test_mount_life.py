@@ -110,7 +110,7 @@ def test_ending_under_load(
     else:
         server.fault("stall", value=30, at=100_000, kind="get")
     reading = readers(mountpoint)
-    wait_for(lambda: server.stats()["in_flight"] >= 4)
+    wait_for(lambda: server.stats()["requests"].get("get", 0) >= 4)
     begin = time.monotonic()
     if how == "umount":
         done = mounter.run("umount", str(mountpoint))

@@ -559,10 +559,28 @@ def test_readers_in_one_slice_get_what_is_ahead_of_them_first() -> None:
     for at in range(0, 20 * MIB, MIB):
         for base in (0, 50 * MIB):
             plan = owner.demand(Read(0, base + at, base + at + MIB))
-            if plan is not None:
+            if plan is not None and plan.wishes:  # the second reader's first demand is a doubt
                 assert plan.wishes[0].start == base + at + MIB
                 assert len(plan.wishes) == 2 or owner.plans == 1
     assert owner.plans > 4
+
+
+def test_a_hunch_is_given_up_when_something_else_is_read() -> None:
+    predictor = Predictor([SIZE] * 300)
+    assert predictor.demanded(7, 0, 16 * KIB, 64 * MIB, 8 * MIB) == Plan(
+        1, False, (Wish(7, 0, 8 * MIB),)
+    )
+    assert predictor.demanded(7, 9 * MIB, 10 * MIB, 64 * MIB, 8 * MIB) == Plan(1, False, ())
+    assert predictor.demanded(190, 0, 16 * KIB, 64 * MIB, 8 * MIB) is None
+
+
+def test_a_hunch_that_is_borne_out_wants_the_rest() -> None:
+    predictor = Predictor([SIZE])
+    assert predictor.demanded(0, 0, 16 * KIB, 64 * MIB, 8 * MIB)
+    assert predictor.demanded(0, 16 * KIB, 80 * KIB, 64 * MIB, 8 * MIB) is None
+    plan = predictor.demanded(0, 80 * KIB, 80 * KIB + MIB, 64 * MIB, 8 * MIB)
+    assert plan is not None
+    assert plan.wishes[-1].stop == SIZE
 
 
 def test_the_last_request_comes_after_the_next_slice_was_begun() -> None:
