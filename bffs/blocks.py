@@ -24,7 +24,6 @@ tables and is never held across I/O, a copy or a wait. Fetching and writing thre
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import mmap
@@ -111,7 +110,6 @@ class _Buffer:
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, PART, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.memory)
-        self.address = _address(self.view)
         self.touched = 0
 
     def empty(self) -> int:
@@ -280,39 +278,52 @@ class BlockReader:
         size = min(len(into), obj.size - offset)
         if size <= 0:
             return 0
-        cached = self._cache.open(obj)
+        cached: CachedObject | None = None
         refreshed = False
         done = 0
         while done < size:
             at, rest = offset + done, into[done:size]
-            n = self._copy(obj, at, rest) or self._copy_from_disk(cached, at, rest)
-            if not n and refreshed:
-                n = self._wait(obj, cached, at, rest)
-            elif not n:
-                cached.refresh()
-                refreshed = True
+            n = self._copy(obj, at, rest)
+            if not n:
+                cached = cached or self._cache.open(obj)
+                n = self._copy_from_disk(cached, at, rest)
+                if not n and refreshed:
+                    n = self._wait(obj, cached, at, rest)
+                elif not n:
+                    cached.refresh()
+                    refreshed = True
             done += n
         return size
 
     def _copy(self, obj: ObjectInfo, offset: int, into: memoryview) -> int:
         """Copy what memory holds from `offset` on, up to the end of its part; how many bytes that
-        was."""
-        index, start = divmod(offset, PART)
-        with self._lock:
-            part = self._parts.get((obj.key, obj.etag, index))
-            if part is None or not _readable(part, start):
-                return 0
-            self._pin(part)
-        return self._copy_pinned(part, start, into)
+        was.
 
-    def _copy_pinned(self, part: _Part, start: int, into: memoryview) -> int:
-        """Copy what the part has from `start` on, and unpin it; how many bytes that was."""
+        Takes no lock and keeps the interpreter's: among dozens of fetching threads each time that
+        either is asked for costs more than copying 1 MiB. Instead of being pinned, the part is
+        looked at again after the copy: if its memory was given up meanwhile, nothing was copied.
+        """
+        index, start = divmod(offset, PART)
+        key = (obj.key, obj.etag, index)
+        part = self._parts.get(key)
+        if part is None:
+            return 0
+        buffer = part.buffer
+        n = self._copy_part(part, start, into)
+        if self._parts.get(key) is not part or part.buffer is not buffer:
+            return 0
+        return n
+
+    def _copy_part(self, part: _Part, start: int, into: memoryview) -> int:
+        """Copy what the part has from `start` on without a gap; how many bytes that was."""
         n = min(_readable(part, start), len(into))
-        ctypes.memmove(_address(into), part.buffer.address + start, n)
-        with self._lock:
-            part.spent |= start + n == part.size
-            self._unpin(part)
-            self.counters.from_memory += n
+        into[:n] = part.buffer.view[start : start + n]
+        self.counters.from_memory += n
+        if n and start + n == part.size and not part.spent:
+            with self._lock:
+                part.spent = True
+                if self._idle.pop(part.key, None) is not None:
+                    self._spent[part.key] = part
         return n
 
     def _copy_from_disk(self, cached: CachedObject, offset: int, into: memoryview) -> int:
@@ -358,11 +369,13 @@ class BlockReader:
             self._pin(part)
             self.counters.waits += 1
         waiter.gate.acquire()
-        if waiter.error is None:
-            return self._copy_pinned(part, start, into)
-        with self._lock:
-            self._unpin(part)
-        raise waiter.error
+        try:
+            if waiter.error is not None:
+                raise waiter.error
+            return self._copy_part(part, start, into)
+        finally:
+            with self._lock:
+                self._unpin(part)
 
     # -- prefetching -------------------------------------------------------------------------------------------
 
@@ -678,7 +691,3 @@ def _readable(part: _Part, start: int) -> int:
     ahead = part.have >> (start // BLOCK)
     blocks = (~ahead & (ahead + 1)).bit_length() - 1
     return min((start // BLOCK + blocks) * BLOCK, part.size) - start if blocks else 0
-
-
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))

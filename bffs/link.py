@@ -27,7 +27,7 @@ SLACK = 0.015
 """A first block may take `PATIENCE` times as long as at best, and `SLACK` seconds more, before the
 window shrinks."""
 
-SHRINK = 0.7
+SHRINK = 0.5
 SMOOTHING = 1 / 8
 
 HELD = 3.0
@@ -44,7 +44,7 @@ MEMORY = 30.0
 """Seconds after which a best latency or bandwidth is forgotten, once another has been seen."""
 
 MIN_WINDOW = 2 * MIB
-FIRST_WINDOW = 32 * MIB
+FIRST_WINDOW = 24 * MIB
 """Bytes in flight before anything is known: one slice of usual size, so that a first slice comes at
 full speed."""
 

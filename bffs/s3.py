@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import logging
 import math
+import os
 import random
 import re
 import socket
@@ -79,6 +80,12 @@ _DENIED = {
     "AllAccessDisabled",
     "AuthorizationHeaderMalformed",
 }
+_UNUSABLE_CREDENTIALS = (
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.SSOError,
+    boto.TokenRetrievalError,
+)
 _RECEIVE_TIMEOUT = struct.pack("@ll", int(READ_TIMEOUT), 0)
 """READ_TIMEOUT as the `struct timeval` of SO_RCVTIMEO."""
 
@@ -209,6 +216,8 @@ class S3Store:
                 explained, may_pass = self._explain(error, key)
                 pause = min(0.1 * 2**attempt, 10.0) * random.uniform(0.6, 1.0)
                 if not may_pass or attempt >= attempts or time.monotonic() + pause > end:
+                    if explained is error:
+                        raise
                     raise explained from error
                 log.info("%s; trying again in %.1f s", explained, pause)
             time.sleep(pause)
@@ -224,11 +233,13 @@ class S3Store:
                 return error, False
             case boto.ClientError():
                 return self._explain_refusal(error, key)
-            case boto.NoCredentialsError() | boto.PartialCredentialsError():
+            case boto.NoCredentialsError():
                 return AccessDenied(
                     f"no credentials for bucket {self._bucket}: set AWS_ACCESS_KEY_ID and "
                     "AWS_SECRET_ACCESS_KEY, or use --profile, or --no-sign-request for a public bucket"
                 ), False
+            case _ if isinstance(error, _UNUSABLE_CREDENTIALS):
+                return AccessDenied(f"the AWS credentials can't be used: {_reason(error)}"), False
             case boto.SSLError() | ssl.SSLError() | urllib3.exceptions.SSLError():
                 return StoreUnreachable(
                     f"no secure connection to {self._place}: {_reason(error)}"
@@ -265,6 +276,10 @@ class S3Store:
             return NoSuchBucket(
                 f"{self._place} has no bucket {self._bucket}; check --bucket"
             ), False
+        if code == "RequestTimeTooSkewed":
+            return AccessDenied(
+                f"{self._place} refuses requests of this time: set this computer's clock"
+            ), False
         if code in _DENIED or status in (401, 403):
             return AccessDenied(
                 f"{self._place} refuses access to bucket {self._bucket} ({code or status}); check the "
@@ -292,15 +307,17 @@ def _client(settings: Settings) -> Any:
         timestamp_parser=str
     )  # dates of 53,926 keys: dateutil needs 4 s for them
     try:
-        explicit = core.get_config_variable("profile") or core.get_config_variable(
-            "access_key", ("env",)
-        )
+        profile = core.get_config_variable("profile")
+        explicit = profile or "AWS_ACCESS_KEY_ID" in os.environ
         session = boto3.Session(botocore_session=core, region_name=dataset.region)
         if dataset.endpoint_url is not None:
             # An endpoint outside AWS never takes the keys of the machine that we happen to run on.
-            core.get_component("credential_provider").remove("iam-role")
+            for provider in ("container-role", "iam-role"):
+                core.get_component("credential_provider").remove(provider)
     except boto.ProfileNotFound as error:
-        raise UsageError(f"no AWS profile {settings.aws_profile}; see ~/.aws/config") from error
+        raise UsageError(f"{error}; see ~/.aws/config") from error
+    except boto.BotoCoreError as error:
+        raise UsageError(f"the AWS configuration can't be used: {_reason(error)}") from error
     keys: dict[str, Any] = {}
     if not explicit and dataset.access_key_id and dataset.secret_access_key:
         keys = {
@@ -324,6 +341,8 @@ def _client(settings: Settings) -> Any:
             ),
             **keys,
         )
+    except _UNUSABLE_CREDENTIALS as error:
+        raise AccessDenied(f"the AWS credentials can't be used: {_reason(error)}") from error
     except (ValueError, boto.BotoCoreError) as error:
         raise UsageError(f"can't use endpoint {dataset.endpoint_url}: {_reason(error)}") from error
 
@@ -343,7 +362,9 @@ def _check_answer(headers: Mapping[str, str], obj: ObjectInfo, start: int, stop:
     A 200 instead of a 206 is accepted for a range that covers the whole object (`rclone serve s3`
     does so).
     """
-    if headers.get("ETag", "").strip('"') != obj.etag:
+    if "ETag" not in headers:
+        raise BadAnswer(f"{obj.key}: an answer came that is not S3's")
+    if headers["ETag"].strip('"') != obj.etag:
         raise ObjectChanged(f"{obj.key} has changed since it was listed")
     if headers.get("Content-Length") != str(stop - start):
         raise BadAnswer(
