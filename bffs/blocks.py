@@ -312,17 +312,18 @@ class BlockReader:
         n = self._copy_part(part, start, into)
         if self._parts.get(key) is not part or part.buffer is not buffer:
             return 0
+        self.counters.from_memory += n
         return n
 
     def _copy_part(self, part: _Part, start: int, into: memoryview) -> int:
         """Copy what the part has from `start` on without a gap; how many bytes that was."""
         n = min(_readable(part, start), len(into))
         into[:n] = part.buffer.view[start : start + n]
-        self.counters.from_memory += n
         if n and start + n == part.size and not part.spent:
             with self._lock:
                 part.spent = True
-                if self._idle.pop(part.key, None) is not None:
+                if self._idle.get(part.key) is part:  # not another that has taken its place
+                    del self._idle[part.key]
                     self._spent[part.key] = part
         return n
 
@@ -372,7 +373,9 @@ class BlockReader:
         try:
             if waiter.error is not None:
                 raise waiter.error
-            return self._copy_part(part, start, into)
+            n = self._copy_part(part, start, into)
+            self.counters.from_memory += n
+            return n
         finally:
             with self._lock:
                 self._unpin(part)

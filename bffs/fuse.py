@@ -78,6 +78,7 @@ REQUEST_SIZE = 1 << 20
 """Bytes in a read request at most; needs the mount's read_ahead_kb raised too."""
 
 _PARALLEL_DIROPS = 1 << 18
+_READDIRPLUS_AUTO = 1 << 14
 _READDIR_PLUS = 1
 _FILL_DIR_PLUS = 2
 _XATTR_NAMESPACE = "user."
@@ -117,10 +118,16 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
         self._files = session.files
         self._handles: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
+        self._threads = threading.local()
         self._uid, self._gid = os.getuid(), os.getgid()
         super().__init__(_Operations(), mountpoint, foreground=True, **options)
 
     def _wrapper(self, method: Any, *args: Any) -> int:
+        if not hasattr(self._threads, "kept"):
+            # One level more than the binding gives back: else each request of a libfuse thread makes
+            # a Python thread state and destroys it, with a mapping of memory and its page faults.
+            ctypes.pythonapi.PyGILState_Ensure()
+            self._threads.kept = True
         try:
             return method(*args) or 0
         except BaseException as error:
@@ -138,6 +145,8 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
             conn.contents.congestion_threshold = MAX_BACKGROUND * 3 // 4
             conn.contents.max_readahead = REQUEST_SIZE
             conn.contents.want |= conn.contents.capable & _PARALLEL_DIROPS
+            # Attributes always travel with names: the kernel's own guess leaves out most of them.
+            conn.contents.want &= ~_READDIRPLUS_AUTO
             config.contents.use_ino = 1
             config.contents.kernel_cache = 1
             config.contents.nullpath_ok = 1
@@ -178,17 +187,22 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
     def _answer_readdir(
         self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any, flags: int = -1
     ) -> None:
-        """List a folder; `flags` come with libfuse 3, where attributes travel along
-        (readdir-plus)."""
+        """List a folder from `offset` on; `flags` come with libfuse 3, where attributes travel along.
+
+        libfuse passes attributes on only where each entry has an offset: the place of the next one.
+        """
         node = self._handles[fip.contents.fh].node
         assert isinstance(node, Folder)
         plus = () if flags < 0 else (_FILL_DIR_PLUS if flags & _READDIR_PLUS else 0,)
         st = binding.c_stat()
-        for name in (b".", b".."):
-            filler(buf, name, None, 0, *(plus and (0,)))
-        for entry, child in node.entries.items():
+        for place, name in enumerate((b".", b".."), 1):
+            if offset < place and filler(buf, name, None, place, *(plus and (0,))):
+                return
+        first = max(0, offset - 2)
+        children = itertools.islice(node.entries.items(), first, None)
+        for place, (entry, child) in enumerate(children, first + 3):
             self._fill(st, child.attributes)
-            if filler(buf, os.fsencode(entry), st, 0, *plus):
+            if filler(buf, os.fsencode(entry), st, place, *plus):
                 return
 
     def releasedir(self, path: bytes | None, fip: Any) -> None:

@@ -128,10 +128,10 @@ def is_at_rest(blocks: BlockReader) -> bool:
     with blocks._lock:
         buffers = [part.buffer for part in blocks._parts.values()] + blocks._free
         held = BLOCK * sum(buffer.touched.bit_count() for buffer in buffers)
-        idle = set(blocks._idle) | set(blocks._spent)
+        idle = {**blocks._idle, **blocks._spent}
         return (
             not any(part.pins or part.busy or part.waiters for part in blocks._parts.values())
-            and idle == set(blocks._parts)
+            and idle == blocks._parts
             and not (blocks._demands or blocks._streams)
             and blocks._prefetching == blocks._prefetching_bytes == blocks._unwritten == 0
             and blocks._used == held <= blocks._memory
@@ -484,6 +484,20 @@ def test_a_fault_of_our_own_reaches_the_reader_and_ends_no_thread(
             blocks.read_into(store.info("a"), 0, memoryview(bytearray(10)))
     settle(blocks)
     assert "went wrong inside bffs" in caplog.text
+
+
+def test_a_part_that_was_given_up_does_not_come_back(reader: Readers) -> None:
+    """A reader may still be copying from it while another part takes its place, and its memory."""
+    blocks = reader(memory=4 * PART, disk=0)
+    assert read(blocks, "slice-00", 0, MIB) == expect("slice-00", 0, MIB)
+    (old,) = blocks._parts.values()
+    assert read(blocks, "large", 0, 40 * MIB) == expect("large", 0, 40 * MIB)
+    assert read(blocks, "slice-00", 0, MIB) == expect("slice-00", 0, MIB)
+    settle(blocks)
+    assert blocks._parts[old.key] is not old
+    old.have = (1 << BLOCKS_IN_PART) - 1
+    blocks._copy_part(old, SIZES["slice-00"] - 10, memoryview(bytearray(10)))
+    settle(blocks)
 
 
 # -- the end ----------------------------------------------------------------------------------------------------
