@@ -32,6 +32,9 @@ FLOOR_SHARE = 0.1
 FLOOR_BYTES = 10 * GIB
 """Of the disk, this share or this many bytes are left free, whichever is less."""
 
+_PATIENCE = 10.0
+"""Seconds to wait for other processes."""
+
 _SCHEMA = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS files (
@@ -149,10 +152,10 @@ class Index:
         if self._connection is None:
             file = self._folder / "index.sqlite3"
             connection = sqlite3.connect(
-                file, timeout=10, isolation_level=None, check_same_thread=False
+                file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
             try:
-                connection.execute("PRAGMA journal_mode = wal")
+                _use_wal(connection)
                 connection.execute("PRAGMA synchronous = normal")
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if not version:
@@ -191,3 +194,16 @@ class Index:
                         found.st_mtime,
                     ),
                 )
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Wait for other processes that do the same; SQLite's own time-out doesn't cover this."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bffs.blocks import BLOCKS_IN_PART, PART, BlockReader, Priority
+from bffs.blocks import BLOCKS_IN_PART, PART, BlockReader, Priority, _Part, _Want
 from bffs.cache import BLOCK, DiskCache
 from bffs.errors import AccessDenied, Closing, ObjectChanged
 from bffs.s3 import S3Store
@@ -76,7 +76,12 @@ class Readers:
         self._started: list[BlockReader] = []
 
     def __call__(
-        self, store: object = None, *, memory: int = 256 * MIB, connections: int = 8, disk: int = GIB
+        self,
+        store: object = None,
+        *,
+        memory: int = 256 * MIB,
+        connections: int = 8,
+        disk: int = GIB,
     ) -> BlockReader:
         """A reader; without `disk`, nothing is cached on disk."""
         dataset = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
@@ -180,9 +185,7 @@ def test_an_object_is_read_to_its_end_and_no_further(reader: Readers, key: str) 
     settle(blocks)
 
 
-def test_random_reads_by_many_threads_with_little_memory(
-    server: S3Server, reader: Readers
-) -> None:
+def test_random_reads_by_many_threads_with_little_memory(server: S3Server, reader: Readers) -> None:
     server.shape(latency=0.002)
     blocks = reader(memory=4 * PART)
 
@@ -257,9 +260,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(server: S3Server, reader: 
 # -- once -------------------------------------------------------------------------------------------------------
 
 
-def test_every_block_is_fetched_once_whoever_asks_for_it(
-    server: S3Server, reader: Readers
-) -> None:
+def test_every_block_is_fetched_once_whoever_asks_for_it(server: S3Server, reader: Readers) -> None:
     server.shape(latency=0.01)
     blocks = reader()
     size = SIZES["large"]
@@ -279,9 +280,7 @@ def test_every_block_is_fetched_once_whoever_asks_for_it(
     assert blocks.counters.from_memory + blocks.counters.from_disk == 8 * size
 
 
-def test_a_small_read_fetches_the_blocks_that_it_touches(
-    server: S3Server, reader: Readers
-) -> None:
+def test_a_small_read_fetches_the_blocks_that_it_touches(server: S3Server, reader: Readers) -> None:
     blocks = reader()
     assert read(blocks, "large", BLOCK - 1, 2) == expect("large", BLOCK - 1, 2)
     assert read(blocks, "large", PART - 1, 2) == expect("large", PART - 1, 2)
@@ -363,9 +362,7 @@ def test_cancelled_prefetch_is_not_fetched(server: S3Server, reader: Readers) ->
     settle(blocks)
 
 
-def test_the_nearest_comes_first_and_streams_take_turns(
-    server: S3Server, reader: Readers
-) -> None:
+def test_the_nearest_comes_first_and_streams_take_turns(server: S3Server, reader: Readers) -> None:
     """One connection, so that requests follow each other."""
     server.shape(latency=0.01, per_connection=10e6)
     blocks = reader(connections=1)
@@ -498,6 +495,44 @@ def test_a_part_that_was_given_up_does_not_come_back(reader: Readers) -> None:
     old.have = (1 << BLOCKS_IN_PART) - 1
     blocks._copy_part(old, SIZES["slice-00"] - 10, memoryview(bytearray(10)))
     settle(blocks)
+
+
+def test_bytes_copied_while_their_memory_was_given_up_do_not_count(
+    reader: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = reader(memory=4 * PART, disk=0)
+    assert read(blocks, "slice-00", 0, MIB) == expect("slice-00", 0, MIB)
+    settle(blocks)
+    copy = blocks._copy_part
+
+    def copy_slowly(part: _Part, start: int, into: memoryview) -> int:
+        monkeypatch.setattr(blocks, "_copy_part", copy)
+        read(blocks, "large", 0, 40 * MIB)
+        n = copy(part, start, into)
+        into[:n] = bytes(n)
+        return n
+
+    monkeypatch.setattr(blocks, "_copy_part", copy_slowly)
+    assert read(blocks, "slice-00", 0, MIB) == expect("slice-00", 0, MIB)
+    settle(blocks)
+
+
+def test_a_demand_without_memory_holds_up_nobody_who_has_it(
+    store: S3Store, reader: Readers
+) -> None:
+    """Else both would wait for ever: the one for memory, the other for being fetched."""
+    reader(disk=0)
+    blocks = BlockReader(store, reader.cache, memory=4 * PART, connections=1)
+    whole = (1 << BLOCKS_IN_PART) - 1
+    with blocks._lock:
+        for number in range(4):
+            part = blocks._add_part(info("large"), number, whole, BLOCKS_IN_PART)
+            assert part is not None
+            blocks._pin(part)
+        blocks._demands.append(_Want(info("parts"), 0, BLOCKS_IN_PART))
+        blocks._demands.append(_Want(info("large"), 0, BLOCKS_IN_PART))
+        piece = blocks._next_piece()
+        assert piece is not None and piece.part.key == (*info("large")[:2], 0)
 
 
 # -- the end ----------------------------------------------------------------------------------------------------

@@ -172,8 +172,13 @@ def cut(path: Path, size: int) -> None:
     os.truncate(path, size)
 
 
+def in_place_of(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 SIZE = 6 * BLOCK + 77
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
     "bit in the data": lambda data, sums: flip(data, 2 * BLOCK + 9),
     "bit in the tail": lambda data, sums: flip(data, SIZE - 1),
     "bit in a checksum": lambda data, sums: flip(sums, 32 + 8 * 3),
@@ -188,7 +193,7 @@ DAMAGE = {
     "checksums of another object": lambda data, sums: sums.write_bytes(b"bffs-v1\n" + bytes(80)),
     "data lost": lambda data, sums: data.unlink(),
     "checksums lost": lambda data, sums: sums.unlink(),
-    "data is a folder": lambda data, sums: (data.unlink(), data.mkdir()),
+    "data is a folder": lambda data, sums: in_place_of(data),
     "data never arrived": lambda data, sums: data.write_bytes(bytes(SIZE)),
 }
 
@@ -303,7 +308,7 @@ def _add_blocks(folder: Path, numbers: list[int]) -> None:
 def test_processes_that_make_and_fill_the_same_files_at_once(folder: Path) -> None:
     context = multiprocessing.get_context("fork")
     workers = [
-        context.Process(target=_add_blocks, args=(folder, list(range(n, 32, 2)) + [0, 1]))
+        context.Process(target=_add_blocks, args=(folder, [*range(n, 32, 2), 0, 1]))
         for n in (0, 1, 0, 1)
     ]
     for worker in workers:
@@ -348,7 +353,7 @@ def test_adding_to_what_was_evicted_meanwhile_is_no_fault_of_the_disk(
 
 def test_descriptors_are_closed_with_the_last_reference(cache: DiskCache) -> None:
     def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     obj = an_object(BLOCK)
     add(cache, obj)

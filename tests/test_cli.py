@@ -23,8 +23,8 @@ from bffs.catalog import Catalog, list_catalog
 from bffs.cli import Given, main
 from bffs.errors import NoSuchSpecimen, StoreUnreachable
 from bffs.settings import OPTIONS, Dataset, MountOptions, Option, Settings, config_file, resolve
-from tests.fakes import FakeStore
 from bffs.tiff import SliceLayout
+from tests.fakes import FakeStore
 from tests.s3server import LAYOUT, S3Server
 
 REPOSITORY = Path(__file__).parents[1]

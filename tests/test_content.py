@@ -95,9 +95,7 @@ def test_an_empty_object(blocks: BlockReader, store: FakeStore) -> None:
     assert content.read_into(0, memoryview(bytearray(5))) == 0
 
 
-def test_what_is_not_here_is_an_error_for_local_content(
-    store: FakeStore, tmp_path: Path
-) -> None:
+def test_what_is_not_here_is_an_error_for_local_content(store: FakeStore, tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", DATASET, GIB)
     blocks = BlockReader(store, cache, memory=64 * MIB, connections=1)
     blocks.start()

@@ -23,7 +23,7 @@ LIMIT = 100 * KIB
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that ticks at each look, so that no two files are used at once; no floor."""
     now = iter(range(1, 1_000_000))
     lock = threading.Lock()
@@ -34,7 +34,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(index_module.time, "time", tick)
     monkeypatch.setattr(index_module, "FLOOR_BYTES", 0)
-    yield
 
 
 def file_of(folder: Path, name: str) -> Path:

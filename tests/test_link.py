@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bffs.link import FIRST_WINDOW, MEMORY, MIN_PIECE, MIN_WINDOW, SLOT, Link
+from bffs.link import FIRST_WINDOW, MEMORY, MIN_PIECE, MIN_WINDOW, QUICK, SHRINK, SLOT, Link
 from bffs.units import MIB
 
 MOST = 256 * MIB
@@ -60,8 +62,8 @@ def test_slow_first_blocks_shrink_the_window_step_by_step() -> None:
     for n in range(400):
         link.answered(0.5, 2.0 + n / 20, saturated=True)
         windows.append(link.window)
-    shrunk = [b for a, b in zip(windows, windows[1:], strict=False) if b < a]
-    assert shrunk and shrunk[0] >= 0.6 * FIRST_WINDOW
+    steps = [b / a for a, b in pairwise(windows) if b < a]
+    assert len(steps) > 1 and min(steps) >= 0.99 * SHRINK
     assert windows[-1] == MIN_WINDOW
 
 
@@ -87,7 +89,19 @@ def test_a_pause_is_not_taken_for_a_slow_link() -> None:
 def test_requests_are_larger_where_connections_are_fast_and_the_store_is_far() -> None:
     assert link_at(0.001, 50e6).piece == MIN_PIECE
     assert MIN_PIECE < link_at(0.03, 50e6).piece < PIECE
-    assert link_at(0.3, 100e6).piece == PIECE
+    far = link_at(0.3, 100e6)
+    assert far.piece == min(PIECE, FIRST_WINDOW // 4)  # so that one request isn't all of it
+    for n in range(100):
+        far.answered(0.3, 2.0 + n / 100, saturated=True)
+    assert far.piece == PIECE
+
+
+def test_a_hunch_is_risked_for_what_comes_soon() -> None:
+    link = Link(MOST, PIECE)
+    assert link.quickly == FIRST_WINDOW
+    for n in range(100):  # 10 MB/s
+        link.arrived(100_000, 2.0 + n / 100)
+    assert link.quickly == pytest.approx(10e6 * QUICK, rel=0.1)
 
 
 @given(

@@ -20,7 +20,9 @@ tifffile = pytest.importorskip("tifffile")
 def tiff(height: int = 300, width: int = 500, dtype: str = "uint8", **options: Any) -> bytes:
     """A slice of noise."""
     file = io.BytesIO()
-    pixels = np.frombuffer(random.Random(1).randbytes(height * width * np.dtype(dtype).itemsize), dtype)
+    pixels = np.frombuffer(
+        random.Random(1).randbytes(height * width * np.dtype(dtype).itemsize), dtype
+    )
     tifffile.imwrite(file, pixels.reshape(height, width), **options)
     return file.getvalue()
 

@@ -136,7 +136,8 @@ def test_slashes_do_not_matter(tree: Made, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/train/6", "/train/7/a-3.tif", "/TRAIN", "/train/7/..", "/train/.", "/test/7"]
+    "path",
+    ["/nothing", "/train/6", "/train/7/a-3.tif", "/TRAIN", "/train/7/..", "/train/.", "/test/7"],
 )
 def test_what_is_not_there(tree: Made, path: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:
@@ -381,9 +382,7 @@ keys = st.lists(
 def test_whatever_the_keys_are_every_one_is_shown_or_counted(
     tmp_path_factory: pytest.TempPathFactory, keys: list[str]
 ) -> None:
-    catalog: Catalog = list_catalog(
-        FakeStore({key: b"" for key in keys}), DATASET, connections=1
-    )
+    catalog: Catalog = list_catalog(FakeStore(dict.fromkeys(keys, b"")), DATASET, connections=1)
     shown = [obj.key for specimen in catalog.specimens for obj in specimen.objects()]
     assert len(shown) == len(set(shown)) and set(shown) <= set(keys)
     places = [
