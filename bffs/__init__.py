@@ -14,7 +14,9 @@ The map: a module imports only from lines below its own, and modules that share 
     tracks                        what was read of a specimen: streams, visits, tracks
     blocks                        single-flight, prioritised fetching within one memory budget
     cache | link                  the disk cache: a sparse file per object version | the measured speed of the store
+    refresh                       the catalog of a command or a mount: kept, listed anew, compared
     index | snapshot              the cache's book of what is where | a catalog kept, so that a mount needs no listing
+    late                          the store, connected when it is first needed
     catalog | s3                  a listing as specimens | the only import of boto3: retries, error translation
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
     private                       folders of this user alone

@@ -40,7 +40,7 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from bffs.cache import BLOCK, CachedObject, DiskCache, checksum
-from bffs.errors import BffsError, Closing
+from bffs.errors import BffsError, Closing, ObjectChanged
 from bffs.link import MIN_PIECE, Link
 from bffs.store import ByteRange, ObjectInfo, ObjectStore
 from bffs.units import MIB
@@ -231,6 +231,7 @@ class BlockReader:
         self._unwritten = 0
         self._to_write: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._closing = False
+        self._retired: frozenset[tuple[str, str]] = frozenset()
         self._fetchers: list[threading.Thread] = []
         self._writers: list[threading.Thread] = []
 
@@ -266,6 +267,15 @@ class BlockReader:
         for thread in self._writers:
             thread.join(max(0.0, begun + timeout - time.monotonic()))
 
+    def retire(self, versions: Iterable[ObjectInfo]) -> None:
+        """From now on, fail reads of these object versions with ObjectChanged, cached or not.
+
+        The kernel keeps pages by file, not by version: a late read of the old version through an
+        old handle would leave its bytes there for readers of the new one. Replaces what was retired
+        before.
+        """
+        self._retired = frozenset((obj.key, obj.etag) for obj in versions)
+
     # -- reading -----------------------------------------------------------------------------------------------
 
     def read_into(self, obj: ObjectInfo, offset: int, into: memoryview) -> int:
@@ -278,6 +288,8 @@ class BlockReader:
         size = min(len(into), obj.size - offset)
         if size <= 0:
             return 0
+        if self._retired and (obj.key, obj.etag) in self._retired:
+            raise ObjectChanged(f"{obj.key} has changed since it was opened")
         cached: CachedObject | None = None
         refreshed = False
         done = 0

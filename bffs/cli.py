@@ -194,6 +194,8 @@ def _absolute(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @_table_option("memory")
 @_table_option("max-connections")
 @_table_option("readahead")
+@_table_option("refresh-after")
+@click.option("--refresh", is_flag=True, help="List the bucket anew before mounting.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the files, too.")
 @click.option("--log-file", metavar="F", callback=_absolute, help="Write messages to this file.")
 @click.option(
@@ -208,6 +210,7 @@ def mount(
     given: Given,
     mountpoint: Path,
     foreground: bool,
+    refresh: bool,
     allow_other: bool,
     log_file: Path | None,
     fuse_options: tuple[str, ...],
@@ -222,6 +225,7 @@ def mount(
     options = MountOptions(
         mountpoint=mountpoint,
         foreground=foreground,
+        refresh=refresh,
         allow_other=allow_other,
         log_file=log_file,
         fuse_options=tuple(option for text in fuse_options for option in text.split(",") if option),
@@ -311,6 +315,18 @@ def manifest(given: Given, specimen_id: str | None, output: Path | None) -> None
 
 
 @main.command()
+@click.pass_obj
+def refresh(given: Given) -> None:
+    """List the bucket anew.
+
+    The listing is kept, and mounts of this dataset take it over within seconds.
+    """
+    catalog = _list(given.settings(), given.verbosity, anew=True)
+    files = sum(1 for specimen in catalog.specimens for _ in specimen.objects())
+    click.echo(f"{len(catalog.specimens)} specimens, {files:,} files")
+
+
+@main.command()
 @click.argument("mountpoint", callback=_absolute, required=False)
 def demo(mountpoint: Path | None) -> int:
     """Mount a small made-up dataset from an S3 server of its own."""
@@ -319,17 +335,16 @@ def demo(mountpoint: Path | None) -> int:
     return run_demo(mountpoint)
 
 
-def _list(settings: Settings, verbosity: int) -> Catalog:
-    """The catalog of the dataset, fresh from the store. Raises StoreError."""
-    from bffs.catalog import list_catalog
-    from bffs.s3 import S3Store
+def _list(settings: Settings, verbosity: int, *, anew: bool = False) -> Catalog:
+    """The catalog of the dataset as it was kept, or listed now. Raises StoreError."""
+    from bffs.late import LateStore
+    from bffs.refresh import obtain
     from bffs.tables import listing_progress
 
     logging.basicConfig(format="bffs: %(message)s")
     logging.getLogger("bffs").setLevel(logging.WARNING - 10 * verbosity)
-    with contextlib.closing(S3Store(settings)) as store, listing_progress() as progress:
-        connections = min(16, settings.max_connections)
-        return list_catalog(store, settings.dataset, connections=connections, progress=progress)
+    with contextlib.closing(LateStore(settings)) as store:
+        return obtain(settings, store, listing_progress, anew=anew)
 
 
 def _look_at(specimen: Specimen, settings: Settings) -> tuple[SliceLayout | None, int]:

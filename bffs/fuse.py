@@ -27,14 +27,15 @@ import logging
 import os
 import signal
 import stat
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from bffs.content import Content
 from bffs.errors import MountError, to_errno
-from bffs.tree import Attributes, FileSystem, Folder, Node
+from bffs.tree import Attributes, File, FileSystem, Folder, Node
 
 
 def _load_binding() -> Any:
@@ -69,6 +70,10 @@ TIMEOUT = 24 * 3600.0
 """Seconds for which the kernel may remember names, attributes and the absence of names: the dataset
 never changes."""
 
+NEGATIVE_TIMEOUT = 60.0
+"""Seconds for which it may remember that a name is absent: before Linux 6.16 nothing but their end
+makes it ask again. Asking costs no request to the store."""
+
 MAX_BACKGROUND = 64
 MAX_THREADS = 64
 """Requests in the kernel's queue, and threads that serve them: slow reads must not keep an `ls`
@@ -79,6 +84,7 @@ REQUEST_SIZE = 1 << 20
 
 _PARALLEL_DIROPS = 1 << 18
 _READDIRPLUS_AUTO = 1 << 14
+_NOTIFY_INC_EPOCH = 8
 _READDIR_PLUS = 1
 _FILL_DIR_PLUS = 2
 _XATTR_NAMESPACE = "user."
@@ -152,7 +158,7 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
             config.contents.nullpath_ok = 1
             config.contents.entry_timeout = TIMEOUT
             config.contents.attr_timeout = TIMEOUT
-            config.contents.negative_timeout = TIMEOUT
+            config.contents.negative_timeout = NEGATIVE_TIMEOUT
         self._session.started(binding._libfuse)
 
     def _find(self, path: bytes | None, fip: Any = None) -> Node:
@@ -221,8 +227,21 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if fip.contents.flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        # The kernel keeps one set of pages a file: while an old version is still open, the new one
+        # is read past them, or a program could get some of each.
+        shared = not self._session.changed or not self._is_open_in_another_version(node)
+        fip.contents.keep_cache = shared
+        fip.contents.direct_io = not shared
         fip.contents.fh = self._keep(_Open(node, node.open()))
-        fip.contents.keep_cache = 1
+
+    def _is_open_in_another_version(self, node: File) -> bool:
+        ino, version = node.attributes.ino, node.version
+        return any(
+            not isinstance(opened.node, Folder)
+            and opened.node.attributes.ino == ino
+            and opened.node.version != version
+            for opened in tuple(self._handles.values())
+        )
 
     def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
         """Fill libfuse's buffer in place."""
@@ -275,12 +294,14 @@ class Session:
     """One mount of a file system: `serve` mounts and answers until it is unmounted or `stop` is
     called.
 
+    `changed` is set before the first file of the mount changes.
     `on_ready` is called from a thread of libfuse as soon as the mount answers.
     """
 
     def __init__(self, files: FileSystem, on_ready: Callable[[], None]) -> None:
         self.files = files
         self.is_ready = False
+        self.changed = False
         self._is_stopped = False
         self._on_ready = on_ready
         self._fuse: int | None = None
@@ -296,7 +317,7 @@ class Session:
                 "kernel_cache": True,
                 "entry_timeout": TIMEOUT,
                 "attr_timeout": TIMEOUT,
-                "negative_timeout": TIMEOUT,
+                "negative_timeout": NEGATIVE_TIMEOUT,
                 "max_background": MAX_BACKGROUND,
             }
         elif LIBFUSE >= (3, 12):
@@ -318,6 +339,19 @@ class Session:
         self.is_ready = True
         self._on_ready()
 
+    def invalidate(self, paths: Iterable[str]) -> None:
+        """Make the kernel forget attributes, entries and pages of these files and folders, and
+        that names were absent. Never from a thread that answers a request.
+
+        Needs libfuse 3; with libfuse 2 what the kernel knows ends with its time-outs.
+        """
+        forget = getattr(binding._libfuse, "fuse_invalidate_path", None)
+        if self._fuse is None or forget is None:
+            return
+        for path in paths:
+            forget(ctypes.c_void_p(self._fuse), os.fsencode(path))
+        _increment_epoch()
+
     def stop(self) -> None:
         """Make `serve` return, as soon as it has mounted if it is about to. From another thread
         only."""
@@ -328,6 +362,18 @@ class Session:
 
     def _exit(self) -> None:
         binding._libfuse.fuse_exit(ctypes.c_void_p(self._fuse))
+
+
+def _increment_epoch() -> None:
+    """Make the kernel look up every name again (FUSE_NOTIFY_INC_EPOCH, since Linux 6.16).
+
+    Older kernels refuse the message, and remember absent names until their time is up.
+    """
+    message = struct.pack("=IiQ", 16, _NOTIFY_INC_EPOCH, 0)
+    for entry in os.scandir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(entry.path) == "/dev/fuse":
+                os.write(int(entry.name), message)
 
 
 def _keep_freed_memory() -> None:

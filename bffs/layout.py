@@ -72,6 +72,10 @@ class _Synthesized:
     def attributes(self) -> Attributes:
         return file_attributes(self._path, len(self._make()), self._mtime)
 
+    @property
+    def version(self) -> str:
+        return f"{self._mtime} {self.attributes.size}"
+
     def open(self) -> Content:
         return BytesContent(self._make())
 
@@ -142,6 +146,10 @@ class _ObjectFile:
     def attributes(self) -> Attributes:
         obj = self._obj
         return file_attributes(f"{self._folder.path}/{base_name(obj.key)}", obj.size, obj.mtime)
+
+    @property
+    def version(self) -> str:
+        return self._obj.etag
 
     def open(self) -> Content:
         return ObjectContent(self._folder.blocks, self._obj)

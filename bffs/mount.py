@@ -21,12 +21,16 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from bffs import logs
 from bffs import mountpoint as mountpoints
 from bffs.errors import BffsError, MountError, UsageError
 from bffs.settings import MountOptions, Settings
+
+if TYPE_CHECKING:
+    from bffs.catalog import Catalog
+    from bffs.tree import Folder
 
 log = logging.getLogger(__name__)
 
@@ -143,21 +147,19 @@ def _drive(
     ready: Callable[[], None],
 ) -> None:
     """Be the driver: returns after the unmount. Raises BffsError."""
-    from bffs import layout
+    from bffs import layout, refresh
     from bffs.blocks import BlockReader
     from bffs.cache import DiskCache
-    from bffs.catalog import list_catalog
     from bffs.fuse import Session
+    from bffs.late import LateStore
     from bffs.readahead import Readahead
-    from bffs.s3 import S3Store
     from bffs.tree import Tree
 
     _raise_file_limit()
     with ExitStack() as stack:
-        store = S3Store(settings)
+        store = LateStore(settings)
         stack.callback(store.close)
-        with show_progress() as progress:
-            catalog = list_catalog(store, settings.dataset, progress=progress)
+        catalog = refresh.obtain(settings, store, show_progress, anew=options.refresh)
         cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
         stack.callback(cache.close)
         blocks = BlockReader(
@@ -165,10 +167,23 @@ def _drive(
         )
         stack.callback(blocks.close)
         readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
-        tree = Tree(layout.build(catalog, settings.dataset, readahead, cache))
+
+        def build(catalog: Catalog) -> Folder:
+            return layout.build(catalog, settings.dataset, readahead, cache)
+
+        def change(before: Catalog, after: Catalog) -> None:
+            changed = refresh.compare(before, after)
+            session.changed = True
+            tree.root = build(after)
+            blocks.retire(changed.retired)
+            session.invalidate([*changed.paths, *refresh.around(changed.paths)])
+            log.warning("the bucket has changed: %d files", len(changed.paths))
+
+        tree = Tree(build(catalog))
         signals = stack.enter_context(_Signals())
         stack.enter_context(mountpoints.driver_of(mountpoint))
         session = Session(tree, on_ready=signals.end)
+        refresher = refresh.Refresher(settings, store, catalog, change)
         blocks.start()
 
         failure: list[BaseException] = []
@@ -186,12 +201,17 @@ def _drive(
         stack.callback(serving.join)
         stack.callback(session.stop)
         stack.callback(blocks.abort)
-        signals.wait()
+        while signals.wait() == signal.SIGHUP:
+            pass
         if not session.is_ready:
             raise failure[0] if failure else MountError("stopped before the mount was usable")
         _raise_readahead(mountpoint)
         ready()
-        signals.wait()
+        refresher.start()
+        stack.callback(refresher.close)
+        threading.Thread(target=store.connect, name="bffs-connect", daemon=True).start()
+        while signals.wait() == signal.SIGHUP:
+            refresher.now()
         if failure:
             raise failure[0]
 
@@ -217,12 +237,12 @@ class _Signals:
         """Wake the main thread."""
         os.write(self._writer, _ENDED)
 
-    def wait(self) -> None:
-        """Wait for a signal that asks to stop, or for `end`."""
+    def wait(self) -> int:
+        """Wait for SIGHUP, a signal that asks to stop, or `end` (0); which it was."""
         while True:
-            said = os.read(self._reader, 1)
-            if said == _ENDED or said[0] in _STOP_SIGNALS:
-                return
+            said = os.read(self._reader, 1)[0]
+            if said == _ENDED[0] or said == signal.SIGHUP or said in _STOP_SIGNALS:
+                return said
 
 
 def _fuse_options(settings: Settings, options: MountOptions) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class Settings:
     cache_size: int = 50 * GIB
     memory: int = 512 * MIB
     max_connections: int = 32
+    refresh_after: float = 24 * 3600.0
+    """Seconds after which a mount lists the bucket anew."""
+
     readahead: int | None = None
     """Bytes to read ahead at most; 0 for none, None for as much as the link asks for."""
 
@@ -78,6 +81,9 @@ class MountOptions:
     mountpoint: Path
     foreground: bool = False
     allow_other: bool = False
+    refresh: bool = False
+    """List the bucket before anything is shown, whatever was kept."""
+
     log_file: Path | None = None
     fuse_options: tuple[str, ...] = ()
     verbosity: int = 0
@@ -174,6 +180,16 @@ def _connections(text: str) -> int:
     return int(text)
 
 
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 < hours < 1e6:
+        raise ValueError(f"{text!r} is no number of hours")
+    return hours * 3600
+
+
 def _readahead(text: str) -> int | None:
     match text.lower():
         case "auto":
@@ -240,6 +256,7 @@ _OF_SETTINGS = (
     Option("memory", "SIZE", _size_from(64 * MIB), "512M", "Memory for blocks, 64M at least."),
     Option("max-connections", "N", _connections, "32", "Connections to the store, 1 to 256."),
     Option("readahead", "auto|off|SIZE", _readahead, "auto", "Most to read ahead."),
+    Option("refresh-after", "HOURS", _hours, "24", "Age at which a mount lists the bucket anew."),
 )
 # fmt: on
 

@@ -72,6 +72,15 @@ def load(cache_dir: Path, dataset: Dataset) -> Catalog | None:
         return None
 
 
+def mark(cache_dir: Path, dataset: Dataset) -> tuple[int, int] | None:
+    """Something that changes whenever a snapshot is kept; None while there is none."""
+    try:
+        found = _path(cache_dir, dataset).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def _path(cache_dir: Path, dataset: Dataset) -> Path:
     return dataset_folder(cache_dir, dataset) / "catalog"
 

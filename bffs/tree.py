@@ -50,6 +50,11 @@ class File(Protocol):
         """What stat tells."""
         ...
 
+    @property
+    def version(self) -> str:
+        """Which bytes it holds: two nodes of one path with the same version are the same file."""
+        ...
+
     def open(self) -> Content:
         """The content, for a new handle."""
         ...
@@ -103,7 +108,7 @@ class FileSystem(Protocol):
 
 
 class Tree:
-    """A read-only `FileSystem` below one root folder."""
+    """A read-only `FileSystem` below one root folder, which may be replaced by another at any time."""
 
     def __init__(self, root: Folder) -> None:
         self.root = root

@@ -1,0 +1,50 @@
+"""The store, connected when it is first needed.
+
+Importing boto3 and making a client takes half a second, which a mount or an `ls` from a snapshot
+neither needs nor waits for. May be used from any thread; its lock is held while connecting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from bffs.settings import Settings
+from bffs.store import Listing, ObjectInfo
+
+if TYPE_CHECKING:
+    from bffs.s3 import S3Store
+
+
+class LateStore:
+    """An `ObjectStore` like `S3Store`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._store: S3Store | None = None
+
+    def connect(self) -> S3Store:
+        """The store itself. Raises UsageError."""
+        from bffs.s3 import S3Store
+
+        with self._lock:
+            if self._store is None:
+                self._store = S3Store(self._settings)
+            return self._store
+
+    def close(self) -> None:
+        """Close what was connected."""
+        if self._store is not None:
+            self._store.close()
+
+    def list(self, prefix: str, *, folders: bool = False) -> Iterator[Listing]:
+        """See `ObjectStore.list`."""
+        return self.connect().list(prefix, folders=folders)
+
+    def read_into(
+        self, obj: ObjectInfo, start: int, buffer: memoryview, advance: Callable[[int], None]
+    ) -> None:
+        """See `ObjectStore.read_into`."""
+        self.connect().read_into(obj, start, buffer, advance)

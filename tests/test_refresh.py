@@ -1,0 +1,205 @@
+"""Refreshing: mounts without a listing, and what changes in the bucket while programs read."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from bffs import snapshot
+from bffs.catalog import list_catalog
+from bffs.errors import StoreError
+from bffs.refresh import around, compare, obtain
+from bffs.settings import Dataset, Settings
+from bffs.store import ObjectInfo
+from tests.conftest import Mounter, drivers, flags_of
+from tests.fakes import FakeStore
+from tests.s3server import S3Server
+
+DATASET = Dataset(name="t", endpoint_url="http://s3.test", region="r", bucket="b")
+KEPT, GONE, CHANGED = "7/a-0001.tif", "7/a-0002.tif", "7/a-0003.tif"
+OLD, NEW = b"old!" * 500_000, b"NEW?" * 700_000
+SOON = 15.0
+
+
+@pytest.fixture
+def server() -> Iterator[S3Server]:
+    with S3Server({KEPT: b"kept" * 1000, GONE: b"gone", CHANGED: OLD}, bucket="changing") as made:
+        yield made
+
+
+@pytest.fixture
+def mount(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
+    mounter = Mounter(flags_of(server), tmp_path)
+    yield mounter
+    mounter.close()
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def until(condition: object, *, seconds: float = SOON) -> None:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+# -- without a mount --------------------------------------------------------------------------------------------
+
+
+def test_a_command_lists_once_and_then_no_more(tmp_path: Path) -> None:
+    store = FakeStore({"1/a.tif": b"x"})
+    settings = Settings(dataset=DATASET, cache_dir=tmp_path)
+    listed = obtain(settings, store, nullcontext, anew=False)
+    store.objects["1/b.tif"] = b"y"
+    assert obtain(settings, store, nullcontext, anew=False) == listed
+    anew = obtain(settings, store, nullcontext, anew=True)
+    assert len(anew.specimens[0].slices) == 2
+    assert obtain(settings, store, nullcontext, anew=False) == anew
+
+
+def test_a_listing_that_fails_half_way_replaces_nothing(tmp_path: Path) -> None:
+    class Failing(FakeStore):
+        def list(self, prefix: str, *, folders: bool = False):  # type: ignore[no-untyped-def]
+            if prefix.startswith("2"):
+                raise StoreError("half way")
+            return super().list(prefix, folders=folders)
+
+    settings = Settings(dataset=DATASET, cache_dir=tmp_path)
+    whole = obtain(settings, FakeStore({"1/a.tif": b"x", "2/a.tif": b"x"}), nullcontext, anew=True)
+    with pytest.raises(StoreError, match="half way"):
+        obtain(settings, Failing({"1/z.tif": b"x", "2/a.tif": b"x"}), nullcontext, anew=True)
+    assert snapshot.load(tmp_path, DATASET) == whole
+
+
+def test_what_two_catalogs_differ_in() -> None:
+    before = list_catalog(FakeStore({"1/a.tif": b"x", "1/b.tif": b"y", "2/c.tif": b"z"}), DATASET)
+    after = list_catalog(FakeStore({"1/a.tif": b"x", "1/b.tif": b"Y", "3/d.tif": b"z"}), DATASET)
+    change = compare(before, after)
+    assert change.paths == ["/train/1/b.tif", "/train/2/c.tif", "/train/3/d.tif"]
+    assert {obj.key for obj in change.retired} == {"1/b.tif", "2/c.tif"}
+    assert all(isinstance(obj, ObjectInfo) for obj in change.retired)
+    assert compare(before, before) == ([], [])
+    assert around(["/train/1/b.tif"]) == [
+        "/", "/specimens_manifest.json", "/train", "/train/1", "/train/1/manifest.json",
+    ]  # fmt: skip
+
+
+# -- through a mount --------------------------------------------------------------------------------------------
+
+
+def test_a_mount_from_a_snapshot_asks_nothing_and_needs_no_store(
+    server: S3Server, mount: Mounter
+) -> None:
+    names = sorted(path.name for path in (mount() / "train/7").iterdir())
+    server.reset()
+    second = mount()
+    assert sorted(path.name for path in (second / "train/7").iterdir()) == names
+    for number in range(1000):
+        assert not (second / f"train/7/absent-{number}").exists()
+    assert not server.stats()["requests"]
+
+    server.fault("close")
+    server.reset()
+    third = mount()
+    assert (third / "train/7" / Path(KEPT).name).stat().st_size == 4000
+    assert mount.run("ls", *mount.flags, f"--cache-dir={mount.folder / 'cache'}").returncode == 0
+
+
+@pytest.mark.parametrize("how", ["refresh", "SIGHUP"])
+def test_changes_appear_after_a_refresh(server: S3Server, mount: Mounter, how: str) -> None:
+    mountpoint = mount()
+    folder = mountpoint / "train/7"
+    added = folder / "a-0004.tif"
+    assert not added.exists()
+    assert (folder / "a-0003.tif").read_bytes() == OLD
+    before = (folder / "a-0001.tif").stat()
+    kept = os.open(folder / "a-0001.tif", os.O_RDONLY)
+    changed = os.open(folder / "a-0003.tif", os.O_RDONLY)
+    server.change({GONE: None, CHANGED: NEW, "7/a-0004.tif": b"new"})
+    if how == "refresh":
+        done = mount.run("refresh", *mount.flags, f"--cache-dir={mount.folder / 'cache'}")
+        assert done.stdout == "1 specimens, 3 files\n"
+    else:
+        (driver,) = drivers(mountpoint)
+        os.kill(driver, signal.SIGHUP)
+
+    until(lambda: (folder / "a-0003.tif").stat().st_size == len(NEW))
+    assert (folder / "a-0003.tif").read_bytes() == NEW
+    until(lambda: "a-0004.tif" in names(folder))
+    assert "a-0002.tif" not in names(folder)
+    assert not (folder / "a-0002.tif").exists()
+    until(added.exists, seconds=70)
+    assert added.read_bytes() == b"new"
+    assert "a-0004.tif" in (folder / "manifest.json").read_text()
+    assert (folder / "a-0001.tif").stat() == before
+    assert os.pread(kept, 4, 0) == b"kept"
+    with pytest.raises(OSError, match="Stale"):
+        os.pread(changed, 4, 0)
+    os.close(kept)
+    os.close(changed)
+
+
+_READER = """
+import os, sys, time
+path, seconds = sys.argv[1], float(sys.argv[2])
+end, seen = time.monotonic() + seconds, set()
+while time.monotonic() < end:
+    fd = os.open(path, os.O_RDONLY)
+    size = os.fstat(fd).st_size
+    data = b""
+    try:
+        while len(data) < size:
+            piece = os.pread(fd, 150_000, len(data))
+            if not piece:
+                break
+            data += piece
+        kinds = {data[at:at + 4] for at in range(0, len(data), 4)}
+        seen.add(b"".join(sorted(kinds)).decode())
+    except OSError as error:
+        seen.add(f"errno {error.errno}")
+    os.close(fd)
+print(" ".join(sorted(seen)))
+"""
+
+
+def test_readers_never_get_two_versions_mixed(server: S3Server, mount: Mounter) -> None:
+    mountpoint = mount()
+    path = mountpoint / "train/7" / Path(CHANGED).name
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _READER, str(path), "6"], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    (driver,) = drivers(mountpoint)
+    versions = [NEW, OLD, NEW]
+    for version in versions:
+        time.sleep(1.2)
+        server.change({CHANGED: version})
+        os.kill(driver, signal.SIGHUP)
+    seen = [set(reader.communicate(timeout=60)[0].split()) for reader in readers]
+    assert set.union(*seen) <= {"old!", "NEW?", "errno", "116"}, seen
+    assert {"old!", "NEW?"} <= set.union(*seen)
+
+
+def test_an_old_snapshot_is_refreshed_in_the_background(server: S3Server, mount: Mounter) -> None:
+    mount()
+    server.change({GONE: None})
+    mountpoint = mount("--refresh-after=0.0001")
+    until(lambda: "a-0002.tif" not in names(mountpoint / "train/7"))
+    assert server.stats()["requests"]["list"] >= 4
+
+
+def test_refresh_lists_before_anything_is_shown(server: S3Server, mount: Mounter) -> None:
+    mount()
+    server.change({GONE: None})
+    assert "a-0002.tif" not in names(mount("--refresh") / "train/7")
