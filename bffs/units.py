@@ -52,4 +52,4 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
 
 def format_time(seconds: int) -> str:
     """Seconds since 1970 as UTC in ISO 8601: 2019-08-14T21:05:33Z."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
