@@ -105,7 +105,7 @@ class _Buffer:
     """`PART` bytes of page-aligned address space; `touched` says which of its blocks take
     memory."""
 
-    __slots__ = ("address", "memory", "touched", "view")
+    __slots__ = ("memory", "touched", "view")
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, PART, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
