@@ -23,9 +23,14 @@ def own_folder(folder: Path) -> None:
     can't be made.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    if not is_own(folder):
         raise PermissionError(errno.EPERM, "is not a folder of this user", str(folder))
+
+
+def is_own(folder: Path) -> bool:
+    """Whether `folder` is a real folder of this user. Raises OSError where there is nothing."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def dataset_folder(cache_dir: Path, dataset: Dataset) -> Path:

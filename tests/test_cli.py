@@ -451,7 +451,7 @@ def test_manifest_goes_to_standard_output_or_a_file(bffs: Bffs, home: Path) -> N
     result = bffs("manifest", "-o", "m.json")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert target.read_text() == whole
-    assert sorted(path.name for path in home.iterdir()) == [".config", "m.json"]
+    assert sorted(path.name for path in home.iterdir()) == [".cache", ".config", "m.json"]
 
 
 @pytest.mark.usefixtures("configured")

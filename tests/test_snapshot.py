@@ -74,6 +74,14 @@ def test_damage_is_none(catalog: Catalog, tmp_path: Path) -> None:
     assert snapshot.load(tmp_path, DATASET) == catalog
 
 
+def test_what_somebody_else_planted_is_not_believed(catalog: Catalog, tmp_path: Path) -> None:
+    snapshot.save(catalog, tmp_path, DATASET)
+    folder = dataset_folder(tmp_path, DATASET)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert snapshot.load(tmp_path, DATASET) is None
+
+
 def test_a_disk_that_takes_nothing_is_no_error(
     catalog: Catalog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
