@@ -51,7 +51,7 @@ def save(catalog: Catalog, cache_dir: Path, dataset: Dataset) -> None:
             os.unlink(draft)
             raise
     except OSError as error:
-        log.warning("the listing can't be kept: %s", error)
+        log.info("the listing can't be kept: %s", error)  # the disk cache warns of the same
 
 
 def load(cache_dir: Path, dataset: Dataset) -> Catalog | None:

@@ -130,6 +130,7 @@ GIVEN: dict[str, tuple[str, Callable[[Settings], object], object]] = {
     "memory": ("64M", lambda s: s.memory, 64 * MIB),
     "max_connections": ("256", lambda s: s.max_connections, 256),
     "readahead": ("off", lambda s: s.readahead, 0),
+    "refresh_after": ("1.5", lambda s: s.refresh_after, 5400.0),
 }
 
 
@@ -239,6 +240,8 @@ REFUSED = [
     ("max_connections", "many", "is not a number from 1 to 256"),
     ("readahead", "on", "'on' is not auto, off or a size such as 64M"),
     ("readahead", "5X", "is not a size"),
+    ("refresh_after", "soon", "is no number of hours"),
+    ("refresh_after", "0", "is no number of hours"),
     ("endpoint_url", "s3.example.org", "is not an endpoint such as https://"),
     ("endpoint_url", "ftp://h", "is not an endpoint"),
     ("endpoint_url", "https://", "is not an endpoint"),
