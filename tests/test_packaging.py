@@ -97,7 +97,7 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
     assert names == code | data | {"bffs/py.typed"}
     assert metadata["Version"] == bffs.__version__
     assert metadata["License-Expression"] == "MIT"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"demo", "fusepy", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"bench", "demo", "fusepy", "test"}
 
 
 def test_the_wheel_works_on_its_own(wheel: Path, tmp_path: Path) -> None:
