@@ -12,6 +12,7 @@ handlers run in the main thread only, and libfuse's loop would never give it bac
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -40,6 +41,10 @@ ShowProgress = Callable[[], AbstractContextManager[ListingProgress | None]]
 READ_AHEAD_KB = 1024
 """Kernel readahead of the mount; requests are 1 MiB with it, 128 KiB without, at twice the CPU
 time."""
+
+GC_THRESHOLDS = (50_000, 20, 50)
+"""For gc.set_threshold: a catalog is 53,926 objects that stay, and to look through them again and
+again while a folder is listed takes a fifth of the time."""
 
 _ENDED = b"\0"
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -156,6 +161,7 @@ def _drive(
     from bffs.tree import Tree
 
     _raise_file_limit()
+    gc.set_threshold(*GC_THRESHOLDS)
     with ExitStack() as stack:
         store = LateStore(settings)
         stack.callback(store.close)
