@@ -147,3 +147,22 @@ def test_short_run_of_everything(tmp_path: Path) -> None:
     assert set(document["results"]) == {case.name for case in plans.CASES}
     assert "slices in order" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_names_are_measured_without_a_request(tmp_path: Path) -> None:
+    report = tmp_path / "names.json"
+    command = [sys.executable, "scripts/bench", "--listing", "--short", f"--json={report}"]
+    done = subprocess.run(
+        [*command, f"--dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    values = {line["title"]: line["value"] for line in json.loads(report.read_text())}
+    assert values.pop("requests from the mount to here") == 0
+    assert all(value > 0 for value in values.values())
+    assert "first ls -lR" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["names.json"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import signal
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.benchmark import figures, report
+from scripts.benchmark import figures, listing, report
 from scripts.benchmark.drivers import CEILING, DRIVERS, installed
 from scripts.benchmark.measure import Bench, Measurement
 from scripts.benchmark.plans import CASES, MIB, Case, Data, write_bases
@@ -49,6 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, help="folder on the cache disk (default: TMPDIR)")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--plot", type=Path, help="draw the figures into this PNG file")
+    parser.add_argument("--listing", action="store_true", help="names instead of bytes")
     parser.add_argument("--short", action="store_true", help="small data: is everything working?")
     parser.add_argument("--keep", action="store_true", help="keep the working folder")
     options = parser.parse_args(arguments)
@@ -71,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
+    if options.listing:
+        return _list(options)
     console = Console(stderr=True, highlight=False)
     found = {driver.name: driver for driver in installed()}
     names = [CEILING, *found]
@@ -108,6 +112,16 @@ def main(arguments: list[str] | None = None) -> int:
         report.plot(options.plot, rows, names)
     failed = [m.error for runs in results.values() for ms in runs.values() for m in ms if m.error]
     return 1 if failed else 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    """Run `--listing`."""
+    with tempfile.TemporaryDirectory(prefix="bffs-bench-", dir=options.dir) as folder:
+        lines = listing.run(Path(folder).resolve(), short=options.short, runs=options.runs)
+    listing.show(lines, Console(width=None if sys.stdout.isatty() else 200))
+    if options.json:
+        options.json.write_text(json.dumps(listing.as_json(lines), indent=4) + "\n")
+    return 0
 
 
 def _asked_for(case: Case, wanted: set[str]) -> bool:
