@@ -64,11 +64,14 @@ class Index:
     """The ledger of one cache folder; `limit` is the most bytes it may hold."""
 
     def __init__(self, folder: Path, limit: int) -> None:
+        self._connection: sqlite3.Connection | None = None
         self._folder = folder
         self._limit = limit
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
         self._used: dict[str, float] = {}
+
+    def __del__(self) -> None:
+        self._disconnect()
 
     def touch(self, path: Path) -> None:
         """Note that the file was used just now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import sqlite3
 import threading
@@ -25,7 +26,7 @@ LIMIT = 100 * KIB
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that ticks at each look, so that no two files are used at once; no floor."""
-    now = iter(range(1, 1_000_000))
+    now = itertools.count(1)
     lock = threading.Lock()
 
     def tick() -> float:
