@@ -367,7 +367,11 @@ def _look_at(specimen: Specimen, settings: Settings) -> tuple[SliceLayout | None
         blocks.start()
         layout = None
         if specimen.slices:
-            layout = slice_layout(ObjectContent(blocks, specimen.slices[0]))
+            first = specimen.slices[0]
+            if first.size and not cache.open(first).has(0):
+                # A read waits for a store that is away, for minutes; a listing says so in seconds.
+                next(store.list(first.key))
+            layout = slice_layout(ObjectContent(blocks, first))
         cached = sum(cache.open(obj).bytes_present() for obj in specimen.objects())
     return layout, cached
 

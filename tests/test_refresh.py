@@ -203,3 +203,14 @@ def test_refresh_lists_before_anything_is_shown(server: S3Server, mount: Mounter
     mount()
     server.change({GONE: None})
     assert "a-0002.tif" not in names(mount("--refresh") / "train/7")
+
+
+def test_info_from_a_snapshot_does_not_wait_for_a_store_that_is_away(
+    server: S3Server, mount: Mounter
+) -> None:
+    mount()
+    server.fault("reset")
+    began = time.monotonic()
+    done = mount.run("info", *mount.flags, f"--cache-dir={mount.folder / 'cache'}", "7")
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
+    assert time.monotonic() - began < 20
