@@ -4,7 +4,9 @@ The map: a module imports only from lines below its own, and modules that share 
 (import-linter holds them to it, see setup.cfg)::
 
     __main__                      `python -m bffs`
-    cli                           commands, options, messages, exit codes
+    cli                           `bffs` itself: where its commands are, how each ends, exit codes
+    cli_dataset | cli_mount       the commands: what is in the dataset | mounting
+    cli_options                   the options of all commands
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
     fuse | layout                 the only import of mfusepy and fusepy | specimens to folders

@@ -1,0 +1,78 @@
+"""Commands that mount and unmount."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bffs.cli_options import Given, absolute, command, table_option
+from bffs.settings import MountOptions
+
+
+@command()
+@click.argument("mountpoint", callback=absolute)
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@click.option(
+    "--read-only", is_flag=True, expose_value=False, help="Refuse all writing (as is the default)."
+)
+@table_option("cache-size")
+@table_option("memory")
+@table_option("max-connections")
+@table_option("readahead")
+@table_option("refresh-after")
+@click.option("--refresh", is_flag=True, help="List the bucket anew before mounting.")
+@click.option("--allow-other", is_flag=True, help="Let other users read the files, too.")
+@click.option("--log-file", metavar="F", callback=absolute, help="Write messages to this file.")
+@click.option(
+    "-o",
+    "fuse_options",
+    metavar="OPTS",
+    multiple=True,
+    help="Options for FUSE, separated by commas.",
+)
+@click.pass_obj
+def mount(
+    given: Given,
+    mountpoint: Path,
+    foreground: bool,
+    refresh: bool,
+    allow_other: bool,
+    log_file: Path | None,
+    fuse_options: tuple[str, ...],
+) -> int:
+    """Show the dataset as files below MOUNTPOINT.
+
+    Returns when the files are there, or stays in the foreground with -f.
+    """
+    from bffs.mount import mount
+    from bffs.tables import listing_progress
+
+    options = MountOptions(
+        mountpoint=mountpoint,
+        foreground=foreground,
+        refresh=refresh,
+        allow_other=allow_other,
+        log_file=log_file,
+        fuse_options=tuple(option for text in fuse_options for option in text.split(",") if option),
+        verbosity=given.verbosity,
+    )
+    return mount(given.settings(), options, listing_progress)
+
+
+@command()
+@click.argument("mountpoint", callback=absolute)
+def umount(mountpoint: Path) -> None:
+    """Unmount MOUNTPOINT, also after a crash."""
+    from bffs.mount import unmount
+
+    unmount(mountpoint)
+
+
+@command()
+@click.argument("mountpoint", callback=absolute, required=False)
+def demo(mountpoint: Path | None) -> int:
+    """Mount a small made-up dataset from an S3 server of its own."""
+    from bffs.demo import run_demo
+
+    return run_demo(mountpoint)
