@@ -176,7 +176,7 @@ def test_flags_come_before_environment_and_configuration(
 
 def test_every_command_has_help_and_all_options_of_the_table_are_in_use() -> None:
     texts = []
-    for name in main.commands:
+    for name in main.list_commands(click.Context(main)):
         result = CliRunner().invoke(main, [name, "--help"])
         assert result.exit_code == 0
         texts.append(result.output)
