@@ -9,7 +9,7 @@ The map: a module imports only from lines below its own, and modules that share 
     cli_options                   the options of all commands
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
-    fuse | layout                 the only import of mfusepy and fusepy | specimens to folders
+    fuse | layout | status        the only import of mfusepy and fusepy | specimens to folders | live figures
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     readahead | tiff              what the Predictor wishes for, fetched | what a slice's header says, by tifffile
     content | predictor           immutable bytes, whatever their make | pure: what will be read next

@@ -35,7 +35,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 
@@ -275,6 +275,39 @@ class BlockReader:
         before.
         """
         self._retired = frozenset((obj.key, obj.etag) for obj in versions)
+
+    def figures(self) -> dict[str, Any]:
+        """What has been done, and what takes memory or waits now; bytes, seconds, numbers.
+
+        `pinned` is what is being fetched, copied or written; the rest of `used` is kept for who
+        reads it again.
+        """
+        with self._lock:
+            pinned = [part.buffer.touched for part in self._parts.values() if part.pins]
+            return {
+                "from_memory": self.counters.from_memory,
+                "from_disk": self.counters.from_disk,
+                "fetched": self.counters.fetched,
+                "waits": self.counters.waits,
+                "not_written": self.counters.not_written,
+                "memory": {
+                    "limit": self._memory,
+                    "used": self._used,
+                    "pinned": sum(touched.bit_count() for touched in pinned) * BLOCK,
+                    "unwritten": self._unwritten,
+                },
+                "queue": {
+                    "demands": len(self._demands),
+                    "streams": len(self._streams),
+                    "prefetching": self._prefetching_bytes,
+                    "connections": len(self._fetchers) - self._idle_threads,
+                },
+                "link": {
+                    "latency": self.link.latency,
+                    "bandwidth": self.link.bandwidth,
+                    "window": self.link.window,
+                },
+            }
 
     # -- reading -----------------------------------------------------------------------------------------------
 

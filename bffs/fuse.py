@@ -29,13 +29,14 @@ import signal
 import stat
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from bffs.content import Content
 from bffs.errors import MountError, to_errno
-from bffs.tree import Attributes, File, FileSystem, Folder, Node
+from bffs.tree import LIVE, Attributes, File, FileSystem, Folder, Node
 
 
 def _load_binding() -> Any:
@@ -143,6 +144,8 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
                 number = errno.EIO
             elif number == errno.EIO:
                 log.error("%s: %s", method.__name__, error)
+            if method.__name__ == "read":
+                self._session.errors[errno.errorcode[number]] += 1
             return -number
 
     def _answer_init(self, conn: Any, config: Any = None) -> None:
@@ -229,7 +232,9 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         # The kernel keeps one set of pages a file: while an old version is still open, the new one
         # is read past them, or a program could get some of each.
-        shared = not self._session.changed or not self._is_open_in_another_version(node)
+        shared = node.version != LIVE and (
+            not self._session.changed or not self._is_open_in_another_version(node)
+        )
         fip.contents.keep_cache = shared
         fip.contents.direct_io = not shared
         fip.contents.fh = self._keep(_Open(node, node.open()))
@@ -294,14 +299,18 @@ class Session:
     """One mount of a file system: `serve` mounts and answers until it is unmounted or `stop` is
     called.
 
-    `changed` is set before the first file of the mount changes.
+    `changed` is set before the first file of the mount changes; `errors` counts failed reads by the
+    errno's name.
     `on_ready` is called from a thread of libfuse as soon as the mount answers.
     """
 
-    def __init__(self, files: FileSystem, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, files: FileSystem, errors: Counter[str], on_ready: Callable[[], None]
+    ) -> None:
         self.files = files
         self.is_ready = False
         self.changed = False
+        self.errors = errors
         self._is_stopped = False
         self._on_ready = on_ready
         self._fuse: int | None = None

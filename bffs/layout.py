@@ -2,6 +2,7 @@
 
 ::
 
+    .bffs/status.json
     specimens_manifest.json
     <split>/<id>/<slice>.tif ... <id>.swc manifest.json
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
+from types import MappingProxyType
 
 from bffs import manifest
 from bffs.cache import DiskCache
@@ -30,10 +32,16 @@ WHOLE_MANIFEST = "specimens_manifest.json"
 MANIFEST = "manifest.json"
 
 
-def build(catalog: Catalog, dataset: Dataset, readahead: Readahead, cache: DiskCache) -> Folder:
-    """The root folder of a mount."""
+def build(
+    catalog: Catalog,
+    dataset: Dataset,
+    readahead: Readahead,
+    cache: DiskCache,
+    beside: Mapping[str, Node] = MappingProxyType({}),
+) -> Folder:
+    """The root folder of a mount; `beside` is what else it holds."""
     listed = int(catalog.listed_at)
-    entries: dict[str, Node] = {}
+    entries: dict[str, Node] = dict(beside)
     for _, split in dataset.splits:
         folders = {
             specimen.id: _SpecimenFolder(specimen, dataset, readahead, cache).folder

@@ -19,6 +19,7 @@ import resource
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
@@ -158,6 +159,7 @@ def _drive(
     from bffs.fuse import Session
     from bffs.late import LateStore
     from bffs.readahead import Readahead
+    from bffs.status import FOLDER, Status
     from bffs.tree import Tree
 
     _raise_file_limit()
@@ -173,9 +175,13 @@ def _drive(
         )
         stack.callback(blocks.close)
         readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
+        errors: Counter[str] = Counter()
+        status = Status(mountpoint, blocks, errors)
 
         def build(catalog: Catalog) -> Folder:
-            return layout.build(catalog, settings.dataset, readahead, cache)
+            status.show(catalog)
+            beside = {FOLDER: status.folder}
+            return layout.build(catalog, settings.dataset, readahead, cache, beside)
 
         def change(before: Catalog, after: Catalog) -> None:
             changed = refresh.compare(before, after)
@@ -188,7 +194,7 @@ def _drive(
         tree = Tree(build(catalog))
         signals = stack.enter_context(_Signals())
         stack.enter_context(mountpoints.driver_of(mountpoint))
-        session = Session(tree, on_ready=signals.end)
+        session = Session(tree, errors, on_ready=signals.end)
         refresher = refresh.Refresher(settings, store, catalog, change)
         blocks.start()
 

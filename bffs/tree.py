@@ -22,6 +22,9 @@ from bffs.content import Content
 
 _FIRST_FREE_INODE = 2
 
+LIVE = ""
+"""The `version` of a file that has other bytes each time it is opened, of which the kernel keeps none."""
+
 
 class Attributes(NamedTuple):
     """What stat tells of a node. `size` in bytes, `mtime` in seconds since 1970."""
@@ -52,7 +55,8 @@ class File(Protocol):
 
     @property
     def version(self) -> str:
-        """Which bytes it holds: two nodes of one path with the same version are the same file."""
+        """Which bytes it holds: two nodes of one path with the same version are the same file; or
+        LIVE."""
         ...
 
     def open(self) -> Content:

@@ -33,8 +33,9 @@ def check_tree(tree: Path, bucket: Bucket) -> None:
     """Names, attributes and bytes are right."""
     files = {place(key): content for key, content in bucket.objects.items() if key[-1] != "/"}
     found = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
-    assert {name for name in found if not name.endswith("manifest.json")} == set(files)
-    assert len(found) == len(files) + 6  # one for each of five folders, and the whole dataset's
+    made = ("manifest.json", ".bffs/status.json")
+    assert {name for name in found if not name.endswith(made)} == set(files)
+    assert len(found) == len(files) + 7  # a manifest for each of five folders, two files at the top
     inodes = set()
     for name, content in files.items():
         path = tree / name
@@ -47,7 +48,12 @@ def check_tree(tree: Path, bucket: Bucket) -> None:
     assert (tree / "train").stat().st_size == sum(
         path.stat().st_size for path in (tree / "train").rglob("*") if path.is_file()
     )
-    assert [path.name for path in tree.iterdir()] == ["specimens_manifest.json", "test", "train"]
+    assert [path.name for path in tree.iterdir()] == [
+        ".bffs",
+        "specimens_manifest.json",
+        "test",
+        "train",
+    ]
     with pytest.raises(OSError, match="Read-only"):
         (tree / "new").touch()
     assert not (tree / "absent").exists()
