@@ -65,6 +65,9 @@ NEAR = 16 * MIB
 
 WRITERS = 2
 
+LOOK_AGAIN = 0.5
+"""Seconds after which prefetching looks anew for blocks that other processes have stored."""
+
 KEPT_SPENT = 4
 """Parts read to their end that stay in memory all the same: requests of one reader arrive out of
 order."""
@@ -439,6 +442,7 @@ class BlockReader:
         wants: deque[_Want] = deque()
         for obj, start, stop in ranges:
             cached = self._cache.open(obj)
+            cached.refresh(LOOK_AGAIN)
             for first, end in cached.missing(start // BLOCK, -(-stop // BLOCK)):
                 wants.append(_Want(obj, first, end, cached))
         with self._lock:

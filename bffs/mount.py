@@ -197,6 +197,7 @@ def _drive(
         session = Session(tree, errors, on_ready=signals.end)
         refresher = refresh.Refresher(settings, store, catalog, change)
         blocks.start()
+        cache.start()
 
         failure: list[BaseException] = []
 
