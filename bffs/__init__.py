@@ -22,6 +22,7 @@ The map: a module imports only from lines below its own, and modules that share 
     late                          the store, connected when it is first needed
     catalog | s3                  a listing as specimens | the only import of boto3: retries, error translation
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
+    receiver                      bodies of many answers, received by one thread
     private                       folders of this user alone
     store                         ObjectInfo, ByteRange, ObjectStore: the value types everyone speaks
     settings                      options and dataset profiles

@@ -19,7 +19,6 @@ import random
 import re
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +43,7 @@ from bffs.errors import (
     StoreUnreachable,
     UsageError,
 )
+from bffs.receiver import IS_POSSIBLE, STEP, Receiver
 from bffs.settings import Settings
 from bffs.store import Listing, ObjectInfo
 from bffs.units import KIB
@@ -68,9 +68,6 @@ LIST_ATTEMPTS = 4
 """A listing gives up sooner: somebody sits before it, and a wrong endpoint should be named within
 seconds."""
 
-STEP = 128 * KIB
-"""Bytes between two reports of progress; one block, so that a waiting reader is woken at each."""
-
 _DENIED = {
     "AccessDenied",
     "InvalidAccessKeyId",
@@ -86,9 +83,6 @@ _UNUSABLE_CREDENTIALS = (
     boto.SSOError,
     boto.TokenRetrievalError,
 )
-_RECEIVE_TIMEOUT = struct.pack("@ll", int(READ_TIMEOUT), 0)
-"""READ_TIMEOUT as the `struct timeval` of SO_RCVTIMEO."""
-
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -101,9 +95,12 @@ class S3Store:
         self._client = _client(settings)
         self._urls: TTLCache[str, str] = TTLCache(_KNOWN_URLS, URL_LIFE)
         self._lock = threading.Lock()
+        self._receiver = Receiver() if IS_POSSIBLE else None
 
     def close(self) -> None:
-        """Close all connections that are not in use."""
+        """Close all connections, and end what is being received."""
+        if self._receiver is not None:
+            self._receiver.close()
         self._client.close()
 
     def list(self, prefix: str, *, folders: bool = False) -> Iterator[Listing]:
@@ -140,15 +137,22 @@ class S3Store:
         filled = 0
 
         def resume() -> None:
-            nonlocal filled
-            for n in self._read_once(obj, start + filled, buffer[filled:]):
-                filled += n
+            begun = filled
+
+            def on(n: int) -> None:
+                nonlocal filled
+                filled = begun + n
                 advance(filled)
+
+            self._read_once(obj, start + begun, buffer[begun:], on)
 
         self._retry(resume, obj.key, READ_DEADLINE)
 
-    def _read_once(self, obj: ObjectInfo, start: int, buffer: memoryview) -> Iterator[int]:
-        """One GET; yields the number of bytes each time some more have landed in `buffer`."""
+    def _read_once(
+        self, obj: ObjectInfo, start: int, buffer: memoryview, advance: Callable[[int], None]
+    ) -> None:
+        """One GET; `advance(n)` is called each time that more of the buffer, now `n` bytes, is
+        valid."""
         stop = start + len(buffer)
         headers: Any = HeadersDict(
             {"Range": f"bytes={start}-{stop - 1}", "If-Match": f'"{obj.etag}"'}
@@ -160,16 +164,50 @@ class S3Store:
             if response.status_code not in (200, 206):
                 raise self._refusal(obj.key, response.status_code, raw.read(_LONGEST_REFUSAL))
             _check_answer(response.headers, obj, start, stop)
-            filled = 0
-            for n in _body(raw, buffer):
-                filled += n
-                yield n
+            filled = self._receive(raw, buffer, advance)
             if filled < len(buffer):
                 raise BadAnswer(f"{obj.key} broke off at byte {start + filled}")
         except BaseException:
             raw.close()
             raise
         raw.release_conn()
+
+    def _receive(self, raw: Any, buffer: memoryview, advance: Callable[[int], None]) -> int:
+        """Fill `buffer` with the body of urllib3's response `raw`; how many bytes there were.
+
+        http.client's reader is used below urllib3's and botocore's, which copy once more. Without
+        TLS even that is left out, and the rest is left to the `Receiver`.
+        """
+        stream = getattr(raw, "_fp", None)
+        if not isinstance(stream, http.client.HTTPResponse):
+            stream = raw
+        sock = getattr(getattr(raw, "connection", None), "sock", None)
+        filled = 0
+        receiver = self._receiver
+        if (
+            receiver is not None
+            and type(sock) is socket.socket
+            and stream is not raw
+            and not stream.chunked
+        ):
+            n = min(len(stream.fp.peek(1)), len(buffer))  # what came along with the headers
+            while filled < n:
+                filled += stream.readinto(buffer[filled:n])
+            advance(filled)
+            if filled < len(buffer):
+                filled = receiver.receive(sock, buffer, filled, advance, READ_TIMEOUT)
+                sock.settimeout(READ_TIMEOUT)
+            if filled == len(buffer):
+                stream.length = 0
+                stream.close()
+            return filled
+        while filled < len(buffer):
+            n = stream.readinto(buffer[filled : filled + STEP])
+            if not n:
+                break
+            filled += n
+            advance(filled)
+        return filled
 
     def _url(self, key: str) -> str:
         """A presigned URL of an object, kept for half of its life.
@@ -378,49 +416,6 @@ def _check_answer(headers: Mapping[str, str], obj: ObjectInfo, start: int, stop:
         raise BadAnswer(
             f"{obj.key}: bytes {match[1]}-{match[2]} came, {start}-{stop - 1} were asked for"
         )
-
-
-def _body(raw: Any, buffer: memoryview) -> Iterator[int]:
-    """Read the body of urllib3's response `raw` to `buffer`; yields the size of each step, ends
-    early if it does.
-
-    http.client's reader is used below urllib3's and botocore's, which copy once more. Without TLS
-    even that is left out: it wakes up for every few segments that arrive, and each time queues for
-    the interpreter's lock; a blocking receive that waits for a whole step costs a third of the CPU
-    time.
-    """
-    stream = getattr(raw, "_fp", None)
-    if not isinstance(stream, http.client.HTTPResponse):
-        stream = raw
-    connection = getattr(raw, "connection", None)
-    sock = getattr(connection, "sock", None)
-    filled = 0
-    if type(sock) is socket.socket and stream is not raw and not stream.chunked:
-        n = min(len(stream.fp.peek(1)), len(buffer))  # what came along with the headers
-        while filled < n:
-            filled += stream.readinto(buffer[filled:n])
-        yield n
-        sock.settimeout(None)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
-        while filled < len(buffer):
-            step = buffer[filled : filled + STEP - filled % STEP]
-            try:
-                n = sock.recv_into(step, len(step), socket.MSG_WAITALL)
-            except BlockingIOError as error:
-                raise TimeoutError from error
-            if not n:
-                return
-            filled += n
-            yield n
-        sock.settimeout(READ_TIMEOUT)
-        stream.length = 0
-        stream.close()
-    while filled < len(buffer):
-        n = stream.readinto(buffer[filled : filled + STEP])
-        if not n:
-            return
-        filled += n
-        yield n
 
 
 def _reason(error: BaseException) -> str:

@@ -56,8 +56,8 @@ class ObjectStore(Protocol):
     ) -> None:
         """Fill `buffer` with the bytes of this version of `obj` from offset `start` on.
 
-        `advance(n)` is called from this thread as soon as the first `n` bytes of the buffer are
-        valid, for growing `n` and last with the buffer's length. Raises ObjectChanged where the
+        `advance(n)` is called, from whichever thread, as soon as the first `n` bytes of the buffer
+        are valid, for growing `n` and last with the buffer's length. Raises ObjectChanged where the
         version is gone, StoreError otherwise; what `advance` has reported stays valid even then.
         """
         ...

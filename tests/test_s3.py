@@ -6,7 +6,6 @@ import http.server
 import logging
 import socket
 import socketserver
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -225,7 +224,6 @@ def test_a_range_is_resumed_at_the_byte_where_it_broke(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silence of 0.3 s is a time-out."""
     monkeypatch.setattr(s3, "READ_TIMEOUT", 0.3)
-    monkeypatch.setattr(s3, "_RECEIVE_TIMEOUT", struct.pack("@ll", 0, 300_000))
 
 
 @pytest.mark.usefixtures("impatient")
