@@ -171,9 +171,14 @@ def _drive(
         cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
         stack.callback(cache.close)
         blocks = BlockReader(
-            store, cache, memory=settings.memory, connections=settings.max_connections
+            store,
+            cache,
+            memory=settings.memory,
+            connections=settings.max_connections,
+            deadline=settings.deadline,
         )
         stack.callback(blocks.close)
+        stack.callback(store.stop)
         readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
         errors: Counter[str] = Counter()
         status = Status(mountpoint, blocks, errors)
@@ -197,7 +202,6 @@ def _drive(
         session = Session(tree, errors, on_ready=signals.end)
         refresher = refresh.Refresher(settings, store, catalog, change)
         blocks.start()
-        cache.start()
 
         failure: list[BaseException] = []
 
