@@ -15,14 +15,14 @@ The map: a module imports only from lines below its own, and modules that share 
     content | predictor           immutable bytes, whatever their make | pure: what will be read next
     tracks                        what was read of a specimen: streams, visits, tracks
     blocks                        single-flight, prioritised fetching within one memory budget
-    cache | link                  the disk cache: a sparse file per object version | the measured speed of the store
+    cache | link                  the disk cache, shared and bounded | the measured speed of the store
     refresh                       the catalog of a command or a mount: kept, listed anew, compared
-    index | snapshot              the cache's book of what is where | a catalog kept, so that a mount needs no listing
+    cachefile | index | snapshot  a cached object: sparse file, checksums | the cache's ledger | a catalog, kept
+    pins                          which specimens stay in the cache
     late                          the store, connected when it is first needed
-    catalog | s3                  a listing as specimens | listings and ranges of a bucket, tried again where it helps
-    body | client | patience      an answer's body, received | the only import of boto3 | pauses, and what is a stall
-    explain                       what went wrong with the store, in our words
+    catalog | s3                  a listing as specimens | the only import of boto3: retries, error translation
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
+    receiver                      bodies of many answers, received by one thread
     private                       folders of this user alone
     store                         ObjectInfo, ByteRange, ObjectStore: the value types everyone speaks
     settings                      options and dataset profiles

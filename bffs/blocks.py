@@ -40,14 +40,7 @@ from typing import Any, NamedTuple
 from cachetools import LRUCache
 
 from bffs.cache import BLOCK, CachedObject, DiskCache, checksum
-from bffs.errors import (
-    BffsError,
-    Closing,
-    ObjectChanged,
-    StoreBusy,
-    StoreError,
-    StoreUnreachable,
-)
+from bffs.errors import BffsError, Closing, ObjectChanged
 from bffs.link import MIN_PIECE, Link
 from bffs.store import ByteRange, ObjectInfo, ObjectStore
 from bffs.units import MIB
@@ -71,6 +64,9 @@ NEAR = 16 * MIB
 """Bytes ahead of a reader within which it is served as quickly as possible."""
 
 WRITERS = 2
+
+LOOK_AGAIN = 0.5
+"""Seconds after which prefetching looks anew for blocks that other processes have stored."""
 
 KEPT_SPENT = 4
 """Parts read to their end that stay in memory all the same: requests of one reader arrive out of
@@ -97,16 +93,12 @@ class Counters:
 
 
 class _Waiter:
-    """A reader that waits for some blocks of a part, `until` then (`time.monotonic`).
+    """A reader that waits for some blocks of a part."""
 
-    `error` is why they have not come yet, or never will.
-    """
+    __slots__ = ("error", "gate", "need")
 
-    __slots__ = ("error", "gate", "need", "until")
-
-    def __init__(self, need: int, until: float) -> None:
+    def __init__(self, need: int) -> None:
         self.need = need
-        self.until = until
         self.error: BaseException | None = None
         self.gate = threading.Lock()
         self.gate.acquire()
@@ -215,16 +207,9 @@ class BlockReader:
     """Reads objects of one store through one disk cache; see the module."""
 
     def __init__(
-        self,
-        store: ObjectStore,
-        cache: DiskCache,
-        *,
-        memory: int,
-        connections: int,
-        deadline: float = 300.0,
+        self, store: ObjectStore, cache: DiskCache, *, memory: int, connections: int
     ) -> None:
         self._store = store
-        self._deadline = deadline
         self._cache = cache
         self._connections = connections
         self._prefetchers = connections - min(RESERVED, connections // 4)
@@ -333,8 +318,8 @@ class BlockReader:
         """Fill `into` with the bytes of `obj` from `offset` on; returns how many there were before
         the end.
 
-        Waits until they are here, or until the deadline: `deadline` seconds from now. Raises
-        StoreError when they can't be had, Closing at the end of the mount.
+        Waits until they are here. Raises StoreError when they can't be had, Closing at the end of
+        the mount.
         """
         size = min(len(into), obj.size - offset)
         if size <= 0:
@@ -343,7 +328,6 @@ class BlockReader:
             raise ObjectChanged(f"{obj.key} has changed since it was opened")
         cached: CachedObject | None = None
         refreshed = False
-        until = 0.0
         done = 0
         while done < size:
             at, rest = offset + done, into[done:size]
@@ -352,8 +336,7 @@ class BlockReader:
                 cached = cached or self._cache.open(obj)
                 n = self._copy_from_disk(cached, at, rest)
                 if not n and refreshed:
-                    until = until or time.monotonic() + self._deadline
-                    n = self._wait(obj, cached, at, rest, until)
+                    n = self._wait(obj, cached, at, rest)
                 elif not n:
                     cached.refresh()
                     refreshed = True
@@ -401,9 +384,7 @@ class BlockReader:
                 self.counters.from_disk += n
         return n
 
-    def _wait(
-        self, obj: ObjectInfo, cached: CachedObject, offset: int, into: memoryview, until: float
-    ) -> int:
+    def _wait(self, obj: ObjectInfo, cached: CachedObject, offset: int, into: memoryview) -> int:
         """Demand what is missing, wait for the first run of it in one part, and copy that; how many
         bytes that was, 0 to look again.
 
@@ -426,34 +407,26 @@ class BlockReader:
             elif not self._make_room(part, need, 0):
                 part = None
             if part is None:
-                if not self._room.wait(until - time.monotonic()):
-                    raise StoreUnreachable(f"{obj.key}: no memory became free in time")
+                self._room.wait()
                 return 0
             self._demands.extend(_Want(obj, *run) for run in runs)
             self._work.notify()
             if part.have & need == need:
                 return 0
-            waiter = _Waiter(need, until)
+            waiter = _Waiter(need)
             part.waiters.append(waiter)
             self._pin(part)
             self.counters.waits += 1
+        waiter.gate.acquire()
         try:
-            if not self._is_served(waiter, part):
-                raise waiter.error or StoreUnreachable(f"{obj.key} did not come in time")
+            if waiter.error is not None:
+                raise waiter.error
             n = self._copy_part(part, start, into)
             self.counters.from_memory += n
             return n
         finally:
             with self._lock:
                 self._unpin(part)
-
-    def _is_served(self, waiter: _Waiter, part: _Part) -> bool:
-        """Wait until `waiter` is woken, or its time is up; whether its blocks are here."""
-        if not waiter.gate.acquire(timeout=max(0.0, waiter.until - time.monotonic())):
-            with self._lock:
-                if waiter in part.waiters:
-                    part.waiters.remove(waiter)
-        return part.have & waiter.need == waiter.need
 
     # -- prefetching -------------------------------------------------------------------------------------------
 
@@ -469,6 +442,7 @@ class BlockReader:
         wants: deque[_Want] = deque()
         for obj, start, stop in ranges:
             cached = self._cache.open(obj)
+            cached.refresh(LOOK_AGAIN)
             for first, end in cached.missing(start // BLOCK, -(-stop // BLOCK)):
                 wants.append(_Want(obj, first, end, cached))
         with self._lock:
@@ -598,9 +572,7 @@ class BlockReader:
         part, span = piece.part, piece.span
         view = part.buffer.view[span.start : span.stop]
         begun = time.monotonic()
-        end = begun + self._deadline
         done = first = 0
-        smooth = persisting = True
 
         def advance(filled: int) -> None:
             nonlocal begun, done, first
@@ -611,7 +583,7 @@ class BlockReader:
                 part.sums[piece.first + n] = checksum(view[n * BLOCK : (n + 1) * BLOCK])
             now = time.monotonic()
             with self._lock:
-                if not done and smooth:
+                if not done:
                     self.link.answered(now - begun, now, saturated=self._saturated)
                     begun, first = now, stop
                 size = min(stop * BLOCK, len(view)) - done * BLOCK
@@ -620,37 +592,18 @@ class BlockReader:
                 self._arrived(part, ((1 << (stop - done)) - 1) << (piece.first + done))
             done = stop
 
-        def persist(error: StoreError) -> bool:
-            """Go on while somebody waits, and until the deadline in case somebody comes."""
-            nonlocal persisting, smooth
-            smooth = False
-            now = time.monotonic()
-            with self._lock:
-                if isinstance(error, StoreBusy):
-                    self.link.refused()
-                missing = piece.mask & ~part.have
-                waiting = [w for w in part.waiters if w.need & missing]
-                for waiter in waiting:
-                    waiter.error = error
-                persisting = not self._closing and now < max([end, *(w.until for w in waiting)])
-                if not persisting:
-                    self._give_up_fetching(piece, error)
-            return persisting
-
         try:
-            start = part.index * PART + span.start
-            self._store.read_into(part.obj, start, view, advance, persist)
+            self._store.read_into(part.obj, part.index * PART + span.start, view, advance)
             with self._lock:
-                if smooth:
-                    self.link.transferred((done - first) * BLOCK, time.monotonic() - begun)
+                self.link.transferred((done - first) * BLOCK, time.monotonic() - begun)
         except BaseException as error:
-            if persisting:
-                with self._lock:
-                    self._give_up_fetching(piece, error)
+            with self._lock:
+                # At once: a demand made in between would take these blocks for being on their way.
+                part.busy &= ~piece.mask
+                self._fail(part, piece.mask & ~part.have, error)
             if not isinstance(error, BffsError):
                 raise
-            if not self._closing:
-                log.log(logging.WARNING if piece.demanded else logging.INFO, "%s", error)
+            log.log(logging.WARNING if piece.demanded else logging.INFO, "%s", error)
         finally:
             with self._lock:
                 if not piece.demanded:
@@ -675,14 +628,6 @@ class BlockReader:
             for waiter in [w for w in part.waiters if part.have & w.need == w.need]:
                 part.waiters.remove(waiter)
                 waiter.gate.release()
-
-    def _give_up_fetching(self, piece: _Piece, error: BaseException) -> None:
-        """Fail who waits for what is missing of `piece`; lock held.
-
-        At once: a demand made in between would take these blocks for being on their way.
-        """
-        piece.part.busy &= ~piece.mask
-        self._fail(piece.part, piece.mask & ~piece.part.have, error)
 
     def _fail(self, part: _Part, mask: int, error: BaseException) -> None:
         """Wake who waits for any of these blocks, with `error`; lock held."""

@@ -5,318 +5,117 @@ Layout below the cache folder (0700, files 0600)::
     v1/index.sqlite3                          how much is stored and when it was last used
     v1/<dataset>/<hh>/<name>                  the bytes: a sparse file, each block at its own offset
     v1/<dataset>/<hh>/<name>.sums             which blocks are there, and their checksums
+    v1/<dataset>/pins/<hash of a prefix>      a specimen that stays
 
 `<dataset>` is a hash of endpoint and bucket, `<name>` of key and ETag, `<hh>` its first two digits.
-So a file belongs to one version of one object, and a complete one is byte for byte the object.
-
-A `.sums` file is a header of 32 bytes (magic, block size, object size, a hash of key and ETag;
-little-endian, as `_HEADER` says) and then one unsigned 64-bit xxh3 a block; zero means absent (a
-checksum that happens to be zero is stored as one). A block's sum is written after its bytes.
-Whatever a crash, a flipped bit or a lost file leaves behind is therefore a sum that doesn't fit,
-and a sum that doesn't fit is a miss. Blocks are checked whenever they are read, until they have
-been checked once in this process.
+So a file belongs to one version of one object, and a complete one is byte for byte the object. What
+the two files of an object hold, and why a crash leaves a miss and never wrong bytes, is described in
+`cachefile`.
 
 Sharing: any number of processes use one folder. Adding a block is two writes that need no lock,
 since two processes would write the same bytes. Nothing is ever rewritten or truncated in place:
-evicting a file unlinks it, so whoever has it open reads on undisturbed. Room is reserved in the
-index, whose transactions SQLite isolates across processes, before bytes are written; a killed
-process leaves no lock behind.
+evicting a file unlinks it, so whoever has it open reads on undisturbed, and lets go of it within
+`_HOUSEKEEPING` seconds. Room is reserved in the index, whose transactions SQLite isolates across
+processes, before bytes are written; a killed process leaves no lock behind.
 
 The disk is optional. A fault of it (full, read-only, gone, broken) is a miss; writing pauses for
 `_RETRY_DISK` seconds and says so once. Nothing here raises to a reader.
 
-Threads: everything may be called from any thread. `CachedObject` has one lock for its set of known
-blocks, never held across I/O.
+Threads: everything may be called from any thread. The lock guards the table of open objects and is
+never held across I/O. `start` starts a thread (after any fork) that keeps house until `close`.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sqlite3
-import struct
-import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
 from cachetools import LRUCache
 
-from bffs.index import Index
+from bffs import pins
+from bffs.cachefile import BLOCK, CachedObject, block_count, checksum, remove_cached
+from bffs.errors import BffsError
+from bffs.index import Account, Index
 from bffs.private import CACHE_VERSION, dataset_folder, own_dataset_folder
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
-from bffs.units import KIB
+
+__all__ = ["BLOCK", "CachedObject", "DiskCache", "block_count", "checksum", "remove_cached"]
 
 log = logging.getLogger(__name__)
 
-BLOCK = 128 * KIB
-"""Bytes in a block, the unit that is present or absent, and checked."""
-
-_MAGIC = b"bffs-v1\n"
-_HEADER = struct.Struct("<8sQQQ")
-_PAGE = 4096
 _RETRY_DISK = 30.0
 _KNOWN_OBJECTS = 256
 """Objects whose files are kept open; two descriptors each."""
+
+_HOUSEKEEPING = 1.0
+"""Seconds between two looks for files that other processes have evicted: until it is closed here,
+such a file keeps its room on the disk."""
+
+_NOTE_USE = 30.0
+"""Seconds after which other processes know what was read here from the cache alone."""
 
 _NOWHERE = Path(os.devnull) / "nowhere"
 """A path that can't be, for objects that have no local part: below a device there is nothing."""
 
 
-def checksum(data: memoryview) -> int:
-    """xxh3 of a block, never zero."""
-    return xxhash.xxh3_64_intdigest(data) or 1
-
-
-def block_count(size: int) -> int:
-    """Blocks in an object of `size` bytes."""
-    return -(-size // BLOCK)
-
-
-class CachedObject:
-    """The local part of one object version. Reads are verified; a fault is a miss.
-
-    Its file descriptors live as long as the object, so a reader needs only a reference, even to an
-    evicted file.
-    """
-
-    def __init__(self, obj: ObjectInfo, path: Path) -> None:
-        self.obj = obj
-        self.path = path
-        self._sums_path = path.with_name(path.name + ".sums")
-        self._fd = -1
-        self._sums_fd = -1
-        self._lock = threading.Lock()
-        self._sums = array("Q", bytes(8 * block_count(obj.size)))
-        self._verified = bytearray(block_count(obj.size))
-        self.refresh()
-
-    def __del__(self) -> None:
-        for fd in (self._fd, self._sums_fd):
-            if fd >= 0:
-                os.close(fd)
-
-    def refresh(self) -> None:
-        """Learn what other processes have added since."""
-        if self._sums_fd < 0:
-            self._open_for_reading()
-        if self._sums_fd < 0:
-            return
-        try:
-            data = os.pread(self._sums_fd, len(self._sums) * 8, _HEADER.size)
-        except OSError as error:
-            log.debug("can't read %s: %s", self._sums_path, error)
-            return
-        if len(data) == len(self._sums) * 8:
-            self._sums = array("Q", data)
-
-    def has(self, block: int) -> bool:
-        """Whether that block is said to be here."""
-        return self._sums[block] != 0
-
-    def missing(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Runs of blocks (first, stop) between `first` and `stop` that are not here."""
-        run: int | None = None
-        for block, block_sum in enumerate(self._sums[first:stop], first):
-            if block_sum and run is not None:
-                yield run, block
-                run = None
-            elif not block_sum and run is None:
-                run = block
-        if run is not None:
-            yield run, min(stop, len(self._sums))
-
-    def bytes_present(self) -> int:
-        """Bytes of the object that are here."""
-        blocks = sum(1 for block_sum in self._sums if block_sum)
-        tail = self.obj.size % BLOCK
-        return blocks * BLOCK - (BLOCK - tail if tail and self._sums[-1] else 0)
-
-    def is_evicted(self) -> bool:
-        """Whether another process or thread has unlinked the file since it was opened here."""
-        return self._fd >= 0 and os.fstat(self._fd).st_nlink == 0
-
-    def read_into(self, offset: int, into: memoryview) -> int:
-        """Copy bytes from `offset` on to the front of `into`; how many, perhaps fewer than fit, 0
-        for a miss."""
-        first, last = offset // BLOCK, (offset + len(into) - 1) // BLOCK
-        stop = first
-        while stop <= last and self._sums[stop]:
-            stop += 1
-        if stop == first or self._fd < 0:
-            return 0
-        n = min(len(into), stop * BLOCK - offset)
-        try:
-            if os.preadv(self._fd, [into[:n]], offset) != n:
-                self._drop(first, "it is cut short")
-                return 0
-        except OSError as error:
-            self._drop(first, error)
-            return 0
-        if self._verified.find(0, first, stop) < 0:
-            return n
-        for block in range(first, stop):
-            if not self._verified[block] and not self._verify(block, offset, into[:n]):
-                return max(0, block * BLOCK - offset)
-        return n
-
-    def _verify(self, block: int, offset: int, data: memoryview) -> bool:
-        """Check one block, some or all of whose bytes were just read to `data`, which begins at
-        `offset`."""
-        start, stop = block * BLOCK, min((block + 1) * BLOCK, self.obj.size)
-        whole = data[max(0, start - offset) : stop - offset]
-        if len(whole) < stop - start:
-            edge, at = whole, max(0, offset - start)
-            whole = memoryview(bytearray(stop - start))
-            try:
-                os.preadv(self._fd, [whole], start)
-            except OSError as error:
-                self._drop(block, error)
-                return False
-            if whole[at : at + len(edge)] != edge:
-                self._drop(block, "it changes while it is read")
-                return False
-        if checksum(whole) != self._sums[block]:
-            self._drop(block, "its checksum does not fit")
-            return False
-        self._verified[block] = 1
-        return True
-
-    def _drop(self, block: int, why: object) -> None:
-        log.warning("block %d of %s is fetched again: %s", block, self.obj.key, why)
-        self._sums[block] = 0
-        self._verified[block] = 0
-        if self._sums_fd >= 0:
-            with suppress(OSError):
-                os.pwrite(self._sums_fd, bytes(8), _HEADER.size + 8 * block)
-
-    def add(self, block: int, data: memoryview, sums: array[int], direct: bool) -> None:
-        """Store consecutive blocks from `block` on; `data` starts on a page and may end with the
-        object's tail.
-
-        `direct` writes whole pages past the page cache where the file system allows it: that takes
-        0.4 s of CPU a GB instead of 2.6, and the kernel keeps the pages of the mounted file anyway.
-        Raises OSError.
-        """
-        if self._fd < 0:
-            self._create()
-        offset = block * BLOCK
-        written = self._write_direct(offset, data) if direct else 0
-        while written < len(data):
-            written += os.pwrite(self._fd, data[written:], offset + written)
-        os.pwrite(self._sums_fd, sums.tobytes(), _HEADER.size + 8 * block)
-        self._sums[block : block + len(sums)] = sums
-        # Not marked as verified: that is for bytes that have come back from the disk.
-
-    def _write_direct(self, offset: int, data: memoryview) -> int:
-        """Write the whole pages of `data`; how many bytes that were, 0 where the file system
-        refuses."""
-        pages = len(data) - len(data) % _PAGE
-        try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except FileNotFoundError:  # evicted just now; the open file takes the bytes
-            return 0
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return 0
-            raise
-        try:
-            return os.pwrite(fd, data[:pages], offset)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return 0
-            raise
-        finally:
-            os.close(fd)
-
-    def _open_for_reading(self) -> None:
-        """Open both files if they are there and belong to this version; remove what is damaged."""
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        with ExitStack() as opened:
-            try:
-                sums_fd = os.open(self._sums_path, flags)
-                opened.callback(os.close, sums_fd)
-                fd = os.open(self.path, flags)
-                opened.callback(os.close, fd)
-                sound = os.pread(sums_fd, _HEADER.size, 0) == _header(self.obj)
-                sound = sound and os.fstat(fd).st_size == self.obj.size
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                log.debug("can't use %s: %s", self.path, error)
-                return
-            if sound:
-                self._adopt(fd, sums_fd)
-                opened.pop_all()
-                return
-        log.warning("the cached part of %s is damaged and is fetched again", self.obj.key)
-        remove_cached(self.path)
-
-    def _create(self) -> None:
-        """Make both files, or open those that another process has just made. Raises OSError."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        with ExitStack() as opened:
-            fd = os.open(self.path, flags, 0o600)
-            opened.callback(os.close, fd)
-            os.ftruncate(fd, self.obj.size)
-            # The checksums appear last and whole: whoever finds them finds a data file of the full length.
-            sums_fd, draft = tempfile.mkstemp(dir=self.path.parent, prefix="draft-")
-            opened.callback(os.close, sums_fd)
-            try:
-                os.write(sums_fd, _header(self.obj) + bytes(8 * len(self._sums)))
-                os.link(draft, self._sums_path)
-            except FileExistsError:
-                sums_fd = os.open(self._sums_path, flags, 0o600)
-                opened.callback(os.close, sums_fd)
-            finally:
-                os.unlink(draft)
-            self._adopt(os.dup(fd), os.dup(sums_fd))
-
-    def _adopt(self, fd: int, sums_fd: int) -> None:
-        """Keep the descriptors, unless another thread was faster."""
-        with self._lock:
-            if self._fd < 0:
-                self._sums_fd = sums_fd
-                self._fd = fd  # last: whoever sees it takes the checksums' for granted
-                return
-        os.close(fd)
-        os.close(sums_fd)
-
-
 class DiskCache:
     """All that is cached of one dataset, within limits that all processes keep together.
 
-    `limit` is the most bytes that may be stored in the cache folder, `floor` the bytes of the disk
-    that stay free.
+    `limit` is the most bytes that may be stored in the cache folder; `stamp` the time at which what
+    is added here counts as used, instead of now.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, limit: int) -> None:
-        self._cache_dir = folder
+    def __init__(
+        self,
+        folder: Path,
+        dataset: Dataset,
+        limit: int,
+        stamp: float | None = None,
+    ) -> None:
+        self.limit = limit
+        self.folder = folder
         self._dataset = dataset
         self._objects = dataset_folder(folder, dataset)
-        self._index = Index(folder / CACHE_VERSION, limit)
+        self._index = Index(folder / CACHE_VERSION, limit, stamp)
         self._known: LRUCache[tuple[str, str], CachedObject] = LRUCache(_KNOWN_OBJECTS)
         self._lock = threading.Lock()
         self._paused_until = 0.0
+        self._forgot_at = 0.0
         self._ours = False
+        self._closing = threading.Event()
+        self._housekeeper: threading.Thread | None = None
         try:
             self._claim()
         except OSError as error:
             self._pause(error)
 
+    def start(self) -> None:
+        """Keep house from now on, on a thread; after any fork."""
+        self._housekeeper = threading.Thread(
+            target=self._keep_house, name="bffs-cache", daemon=True
+        )
+        self._housekeeper.start()
+
     def close(self) -> None:
         """Write down what was used, and forget the open files."""
+        self._closing.set()
+        if self._housekeeper is not None:
+            self._housekeeper.join(1.0)
         with suppress(OSError, sqlite3.Error):
             self._index.close()
         with self._lock:
             self._known.clear()
+
+    # -- reading and adding ------------------------------------------------------------------------------------
 
     def open(self, obj: ObjectInfo) -> CachedObject:
         """The local part of `obj`, perhaps empty. Never raises."""
@@ -324,15 +123,15 @@ class DiskCache:
         with self._lock:
             cached = self._known.get(identity)
         if cached is None or cached.is_evicted():
-            cached = CachedObject(obj, self._path(obj) if self._ours else _NOWHERE)
+            cached = CachedObject(obj, self.path(obj) if self._ours else _NOWHERE)
             with self._lock:
                 self._known[identity] = cached
         return cached
 
     def touch(self, obj: ObjectInfo) -> None:
-        """Note that `obj` is in use now; written down with the next reservation."""
+        """Note that `obj` is in use now; written down later, for other processes."""
         if self._ours:
-            self._index.touch(self._path(obj))
+            self._index.touch(self.path(obj))
 
     def add(self, obj: ObjectInfo, block: int, data: memoryview, sums: array[int]) -> None:
         """Store consecutive blocks if there is room; see `CachedObject.add`. Never raises."""
@@ -342,22 +141,95 @@ class DiskCache:
             if self._paused_until:
                 self._claim()
                 self._paused_until = 0.0
-            cached = self.open(obj)
-            if self._index.reserve(self._path(obj), obj, len(data)):
-                cached.add(block, data, sums, direct=True)
+            self.store(obj, block, data, sums)
         except (OSError, sqlite3.Error) as error:
             self._pause(error)
 
+    def store(self, obj: ObjectInfo, block: int, data: memoryview, sums: array[int]) -> bool:
+        """Store consecutive blocks; False if there is no room. Raises OSError or sqlite3.Error."""
+        path = self.path(obj)
+        if not self._index.reserve(path, obj, len(data)):
+            return False
+        self._forget_evicted(0.1)
+        cached = self.open(obj)
+        was_there = cached.is_there
+        cached.add(block, data, sums, direct=True)
+        if not was_there and not self._index.knows(path):
+            remove_cached(path)  # evicted between the reservation and the making of the file
+        return True
+
+    def path(self, obj: ObjectInfo) -> Path:
+        """Where the bytes of `obj` are, if any of them are here."""
+        name = xxhash.xxh3_128_hexdigest(f"{obj.key}\n{obj.etag}".encode())
+        return self._objects / name[:2] / name
+
+    # -- what people ask for; all raise BffsError --------------------------------------------------------------
+
+    def files(self) -> dict[Path, int]:
+        """The data files of this dataset that are here, and the bytes that each takes on the disk."""
+        self._must_be_ours()
+        found = {}
+        for path in self._objects.glob("??/*"):
+            if path.suffix != ".sums" and not path.name.startswith("draft-"):
+                with suppress(FileNotFoundError):
+                    found[path] = path.stat().st_blocks * 512
+        return found
+
+    def is_pinned(self, prefix: str) -> bool:
+        """Whether the specimen of that prefix is never evicted."""
+        return pins.is_pinned(self._objects, prefix)
+
+    def pin(self, prefix: str, objects: Iterable[ObjectInfo]) -> None:
+        """Never evict what is cached of the specimen of that prefix, now or later."""
+        with self._explained():
+            self._index.pin(prefix, map(self.path, objects))
+
+    def unpin(self, prefix: str, objects: Iterable[ObjectInfo]) -> None:
+        """Let what is cached of the specimen be evicted again."""
+        with self._explained():
+            self._index.unpin(prefix, map(self.path, objects))
+
+    def evict(self, objects: Iterable[ObjectInfo]) -> None:
+        """Remove what is cached of these objects."""
+        with self._explained():
+            self._index.evict(map(self.path, objects))
+
+    def account(self) -> Account:
+        """What is stored, by all datasets, and what more there is room for."""
+        with self._explained():
+            return self._index.account()
+
+    def recount(self, sizes: dict[Path, int]) -> None:
+        """Correct what these files, which nobody is writing, are counted for."""
+        with self._explained():
+            self._index.recount(sizes)
+
+    def used_since(self, when: float) -> list[Path]:
+        """Files that some process used since then, the latest first."""
+        with self._explained():
+            return self._index.used_since(when)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Make sure that the cache is there, and put its faults into one line."""
+        self._must_be_ours()
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise BffsError(f"the cache in {self.folder} can't be used: {error}") from error
+
+    def _must_be_ours(self) -> None:
+        if not self._ours:
+            raise BffsError(f"the cache in {self.folder} can't be used; choose another --cache-dir")
+
+    # -- the disk ----------------------------------------------------------------------------------------------
+
     def _claim(self) -> None:
         """Make the folders, or make sure that nobody else did, who could plant bytes. Raises OSError."""
-        own_dataset_folder(self._cache_dir, self._dataset)
+        own_dataset_folder(self.folder, self._dataset)
         self._ours = True
         with self._lock:
             self._known.clear()  # what was opened nowhere, or is gone
-
-    def _path(self, obj: ObjectInfo) -> Path:
-        name = _short_hash(f"{obj.key}\n{obj.etag}")
-        return self._objects / name[:2] / name
 
     def _pause(self, error: Exception) -> None:
         if time.monotonic() < self._paused_until:
@@ -365,18 +237,25 @@ class DiskCache:
         log.warning("nothing is cached on disk for %.0f s: %s", _RETRY_DISK, error)
         self._paused_until = time.monotonic() + _RETRY_DISK
 
+    def _keep_house(self) -> None:
+        noted = time.monotonic()
+        while not self._closing.wait(_HOUSEKEEPING):
+            self._forget_evicted(_HOUSEKEEPING / 2)
+            if time.monotonic() - noted > _NOTE_USE:
+                noted = time.monotonic()
+                with suppress(OSError, sqlite3.Error):  # whoever adds something will say so
+                    self._index.flush()
 
-def remove_cached(path: Path) -> None:
-    """Unlink a cached file, its checksums first: a data file without them counts for nothing."""
-    for name in (path.with_name(path.name + ".sums"), path):
-        with suppress(FileNotFoundError):
-            name.unlink()
-
-
-def _short_hash(text: str) -> str:
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def _header(obj: ObjectInfo) -> bytes:
-    identity = xxhash.xxh3_64_intdigest(f"{obj.key}\n{obj.etag}".encode())
-    return _HEADER.pack(_MAGIC, BLOCK, obj.size, identity)
+    def _forget_evicted(self, interval: float) -> None:
+        """Close the files that are evicted, unless that was seen to less than `interval` seconds
+        ago."""
+        if time.monotonic() - self._forgot_at < interval:
+            return
+        self._forgot_at = time.monotonic()
+        with self._lock:
+            known = list(self._known.items())
+        evicted = [(identity, cached) for identity, cached in known if cached.is_evicted()]
+        with self._lock:
+            for identity, cached in evicted:
+                if self._known.get(identity) is cached:
+                    del self._known[identity]

@@ -19,7 +19,6 @@ from bffs.settings import MountOptions
 @table_option("cache-size")
 @table_option("memory")
 @table_option("max-connections")
-@table_option("deadline")
 @table_option("readahead")
 @table_option("refresh-after")
 @click.option("--refresh", is_flag=True, help="List the bucket anew before mounting.")

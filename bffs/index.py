@@ -9,8 +9,10 @@ and no lock.
 The ledger is only an account: presence and integrity of blocks are with the files themselves
 (`cache`). A database that is lost or damaged is made anew from the files.
 
-Threads: one connection behind one lock. `reserve` is called by the threads that write the cache,
-never by a reader; `touch` only notes the time.
+What is pinned (`pins`) is never evicted; the ledger's own mark of it only spares the search.
+
+Threads: one connection behind one lock. No reader ever waits for it: `reserve` is called by the
+threads that write the cache, and `touch` only notes the time.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ import os
 import sqlite3
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+from bffs import pins
 from bffs.store import ObjectInfo
 from bffs.units import GIB
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -35,38 +42,69 @@ FLOOR_BYTES = 10 * GIB
 _PATIENCE = 10.0
 """Seconds to wait for other processes."""
 
-_SCHEMA = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS files (
-    path TEXT PRIMARY KEY,      -- relative to the ledger's folder
-    key TEXT NOT NULL,          -- of the object, for people
-    bytes INTEGER NOT NULL,     -- reserved: at least what the file holds
-    used REAL NOT NULL,         -- seconds since 1970
-    pinned INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS by_use ON files (pinned, used);
-CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
-INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
-CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON files BEGIN
-    UPDATE total SET bytes = bytes + new.bytes;
-END;
-CREATE TRIGGER IF NOT EXISTS grown AFTER UPDATE OF bytes ON files BEGIN
-    UPDATE total SET bytes = bytes + new.bytes - old.bytes;
-END;
-CREATE TRIGGER IF NOT EXISTS gone AFTER DELETE ON files BEGIN
-    UPDATE total SET bytes = bytes - old.bytes;
-END;
-"""
-"""Leaves its transaction open: the files that are there already are counted in the same one."""
+_VERSION = 2
+"""Of the ledger; another one's is made anew from the files."""
+
+_PAGE = 4096
+
+_FAULTS = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+}
+"""SQLite's words for faults of the disk and for neighbours; whatever else goes wrong is damage."""
+
+_SCHEMA = (
+    "DROP TABLE IF EXISTS files",
+    "DROP TABLE IF EXISTS total",
+    """CREATE TABLE files (
+        path TEXT PRIMARY KEY,      -- relative to the ledger's folder
+        key TEXT NOT NULL,          -- of the object, for people
+        bytes INTEGER NOT NULL,     -- reserved: at least what the file holds
+        used REAL NOT NULL,         -- seconds since 1970
+        pinned INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    "CREATE INDEX by_use ON files (pinned, used)",
+    "CREATE TABLE total (bytes INTEGER NOT NULL, pinned INTEGER NOT NULL)",
+    "INSERT INTO total VALUES (0, 0)",
+    """CREATE TRIGGER added AFTER INSERT ON files BEGIN
+        UPDATE total SET bytes = bytes + new.bytes, pinned = pinned + new.bytes * new.pinned;
+    END""",
+    """CREATE TRIGGER changed AFTER UPDATE OF bytes, pinned ON files BEGIN
+        UPDATE total SET bytes = bytes + new.bytes - old.bytes,
+            pinned = pinned + new.bytes * new.pinned - old.bytes * old.pinned;
+    END""",
+    """CREATE TRIGGER gone AFTER DELETE ON files BEGIN
+        UPDATE total SET bytes = bytes - old.bytes, pinned = pinned - old.bytes * old.pinned;
+    END""",
+)
+
+
+class Account(NamedTuple):
+    """Bytes: stored in all, pinned of these, and what the disk could still take above its floor."""
+
+    stored: int
+    pinned: int
+    spare: int
 
 
 class Index:
-    """The ledger of one cache folder; `limit` is the most bytes it may hold."""
+    """The ledger of one cache folder; `limit` is the most bytes it may hold.
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    `stamp` is the time at which what is reserved counts as used, instead of now.
+    """
+
+    def __init__(self, folder: Path, limit: int, stamp: float | None = None) -> None:
         self._connection: sqlite3.Connection | None = None
+        self._inode = 0
         self._folder = folder
         self._limit = limit
+        self._stamp = stamp
         self._lock = threading.Lock()
         self._used: dict[str, float] = {}
 
@@ -75,73 +113,182 @@ class Index:
 
     def touch(self, path: Path) -> None:
         """Note that the file was used just now."""
-        name = str(path.relative_to(self._folder))
-        self._used[name] = time.time()
+        self._used[self._name(path)] = time.time()
 
     def reserve(self, path: Path, obj: ObjectInfo, size: int) -> bool:
-        """Make room for `size` more bytes in the file; False if there is none even after evicting.
+        """Make room for `size` more bytes of `obj` in the file; False if there is none even after
+        evicting.
+
+        A file never counts for more than its object. Raises OSError or sqlite3.Error.
+        """
+
+        def reserve(connection: sqlite3.Connection) -> bool:
+            self._note_use(connection)
+            name = self._name(path)
+            found = connection.execute("SELECT bytes FROM files WHERE path = ?", (name,)).fetchone()
+            held = found[0] if found else 0
+            most = -(-obj.size // _PAGE) * _PAGE
+            grown = max(held, min(held + size, most))
+            victims = self._victims(connection, name, held, grown, size)
+            if victims is None:
+                return False
+            self._remove(connection, victims)
+            pinned = pins.is_pinned(self._dataset_folder(name), _prefix(obj.key))
+            connection.execute(
+                "INSERT INTO files VALUES (?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
+                "key = excluded.key, bytes = excluded.bytes, pinned = excluded.pinned, "
+                "used = max(used, excluded.used)",
+                (name, obj.key, grown, self._stamp or time.time(), pinned),
+            )
+            return True
+
+        return self._transact(reserve)
+
+    def knows(self, path: Path) -> bool:
+        """Whether the file is in the ledger: one that is not would stay for ever. Raises OSError
+        or sqlite3.Error."""
+        query = "SELECT count(*) FROM files WHERE path = ?"
+        name = self._name(path)
+        return bool(self._transact(lambda c: c.execute(query, (name,)).fetchone()[0]))
+
+    def evict(self, paths: Iterable[Path]) -> None:
+        """Remove these files. Raises OSError or sqlite3.Error."""
+        names = [self._name(path) for path in paths]
+        self._transact(lambda connection: self._remove(connection, names))
+
+    def pin(self, prefix: str, paths: Iterable[Path]) -> None:
+        """Never evict these files of the specimen with that prefix, nor others that it gets later.
 
         Raises OSError or sqlite3.Error.
         """
-        name = str(path.relative_to(self._folder))
-        with self._lock:
-            try:
-                return self._reserve(name, obj.key, size)
-            except OSError:
-                self._disconnect()  # the folder may be gone, and the ledger with it
-                raise
-            except sqlite3.DatabaseError as error:
-                self._disconnect()
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                log.warning("the cache's ledger is damaged and is made anew: %s", error)
-                self._remove()
-                return self._reserve(name, obj.key, size)
+        names = [self._name(path) for path in paths]
+        if names:
+            pins.pin(self._dataset_folder(names[0]), prefix, names)
+            self._mark(names, 1)
+
+    def unpin(self, prefix: str, paths: Iterable[Path]) -> None:
+        """Let the files of the specimen be evicted again. Raises OSError or sqlite3.Error."""
+        names = [self._name(path) for path in paths]
+        if names:
+            pins.unpin(self._dataset_folder(names[0]), prefix)
+            self._mark(names, 0)
+
+    def account(self) -> Account:
+        """What is stored, and what more there is room for. Raises OSError or sqlite3.Error."""
+
+        def look(connection: sqlite3.Connection) -> Account:
+            return Account(*_totals(connection), spare=self._spare())
+
+        return self._transact(look)
+
+    def used_since(self, when: float) -> list[Path]:
+        """Files that were used since then, seconds since 1970, the latest first. Raises OSError or
+        sqlite3.Error."""
+        query = (
+            "SELECT path FROM files WHERE pinned IN (0, 1) AND used > ? ORDER BY used DESC LIMIT 64"
+        )
+        found = self._transact(lambda c: c.execute(query, (when,)).fetchall())
+        return [self._folder / name for (name,) in found]
+
+    def recount(self, sizes: Mapping[Path, int]) -> None:
+        """Correct what these files are counted for, none of which is being written now.
+
+        Raises OSError or sqlite3.Error.
+        """
+        rows = [(size, self._name(path)) for path, size in sizes.items()]
+        query = "UPDATE files SET bytes = ? WHERE path = ?"
+        self._transact(lambda connection: connection.executemany(query, rows))
+
+    def flush(self) -> None:
+        """Write down when files were last used, for other processes to see. Raises OSError or
+        sqlite3.Error."""
+        if self._used:
+            self._transact(self._note_use)
 
     def close(self) -> None:
-        """Write down when files were last used. Raises sqlite3.Error."""
+        """Write down when files were last used. Raises OSError or sqlite3.Error."""
+        try:
+            if self._connection is not None or self._folder.exists():
+                self.flush()
+        finally:
+            with self._lock:
+                self._disconnect()
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` returns, all or nothing of its changes made. A damaged ledger is made anew.
+
+        Raises OSError or sqlite3.Error.
+        """
         with self._lock:
-            if self._used and (self._connection is not None or self._folder.exists()):
-                with self._connect() as transaction:
-                    self._note_use(transaction)
-            self._disconnect()
+            try:
+                with self._transaction() as connection:
+                    return work(connection)
+            except OSError:
+                raise
+            except (sqlite3.Error, TypeError, ValueError) as error:
+                if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _FAULTS:
+                    raise
+                log.warning("the cache's ledger is damaged and is made anew: %s", error)
+                self._delete()
+                with self._transaction() as connection:
+                    return work(connection)
 
-    def _reserve(self, name: str, key: str, size: int) -> bool:
-        connection = self._connect()
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            self._note_use(connection)
-            if not self._make_room(connection, name, size):
-                return False
-            connection.execute(
-                "INSERT INTO files (path, key, bytes, used) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (path) DO UPDATE SET bytes = bytes + excluded.bytes, used = excluded.used",
-                (name, key, size, time.time()),
-            )
-        return True
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, committed at the end; after an error the connection is closed, too."""
+        try:
+            connection = self._connect()
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+        except BaseException:
+            self._disconnect()  # the folder may be gone, and the ledger with it
+            raise
 
-    def _make_room(self, connection: sqlite3.Connection, name: str, size: int) -> bool:
-        """Evict the files used longest ago until `size` bytes more fit, never `name` or a pinned
-        one."""
-        disk = os.statvfs(self._folder)
-        spare = disk.f_bavail * disk.f_frsize - min(
-            disk.f_blocks * disk.f_frsize * FLOOR_SHARE, FLOOR_BYTES
-        )
-        (total,) = connection.execute("SELECT bytes FROM total").fetchone()
-        missing = max(size - spare, total + size - self._limit)
-        if missing <= 0:
-            return True
-        for victim, held in connection.execute(
-            "SELECT path, bytes FROM files WHERE pinned = 0 AND path != ? ORDER BY used", (name,)
-        ).fetchall():
-            for doomed in (f"{victim}.sums", victim):
+    def _victims(
+        self, connection: sqlite3.Connection, name: str, held: int, grown: int, size: int
+    ) -> list[str] | None:
+        """The files used longest ago that must go, so that the file may grow; never a pinned one
+        nor itself. None if that can't be, and then none need go."""
+        stored, pinned = _totals(connection)
+        missing = max(size - self._spare(), stored + grown - held - self._limit)
+        if missing > stored - pinned:
+            return None
+        victims: list[str] = []
+        query = "SELECT path, bytes FROM files WHERE pinned = 0 AND path != ? ORDER BY used"
+        candidates = connection.execute(query, (name,))
+        while missing > 0:
+            candidate = candidates.fetchone()
+            if candidate is None:
+                return None
+            victims.append(candidate[0])
+            missing -= candidate[1]
+        return victims
+
+    def _remove(self, connection: sqlite3.Connection, names: Iterable[str]) -> None:
+        for name in names:
+            for doomed in (f"{name}.sums", name):
                 with suppress(FileNotFoundError):
                     (self._folder / doomed).unlink()
-            connection.execute("DELETE FROM files WHERE path = ?", (victim,))
-            missing -= held
-            if missing <= 0:
-                return True
-        return False
+            connection.execute("DELETE FROM files WHERE path = ?", (name,))
+
+    def _mark(self, names: Iterable[str], pinned: int) -> None:
+        rows = [(pinned, name) for name in names]
+        query = "UPDATE files SET pinned = ? WHERE path = ?"
+        self._transact(lambda connection: connection.executemany(query, rows))
+
+    def _spare(self) -> int:
+        """Bytes that the disk can take and still have its floor free; below zero when it lies under
+        it. Raises OSError."""
+        disk = os.statvfs(self._folder)
+        floor = min(disk.f_blocks * disk.f_frsize * FLOOR_SHARE, FLOOR_BYTES)
+        return int(disk.f_bavail * disk.f_frsize - floor)
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._folder))
+
+    def _dataset_folder(self, name: str) -> Path:
+        return self._folder / name.partition("/")[0]
 
     def _note_use(self, connection: sqlite3.Connection) -> None:
         used, self._used = self._used, {}
@@ -152,51 +299,83 @@ class Index:
         )
 
     def _connect(self) -> sqlite3.Connection:
+        file = self._folder / "index.sqlite3"
+        if self._connection is not None and _inode(file) != self._inode:
+            self._disconnect()  # somebody removed it, and perhaps made another
         if self._connection is None:
-            file = self._folder / "index.sqlite3"
+            os.stat(self._folder)  # its absence in the words of the system
             connection = sqlite3.connect(
                 file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
             try:
                 _use_wal(connection)
                 connection.execute("PRAGMA synchronous = normal")
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                if not version:
-                    connection.executescript(_SCHEMA)
-                    self._count_files(connection)
-                    connection.execute("PRAGMA user_version = 1")
-                    connection.commit()
+                if _version(connection) != _VERSION:
+                    self._make(connection)
             except BaseException:
                 connection.close()
                 raise
+            self._inode = _inode(file)
             self._connection = connection
         return self._connection
+
+    def _make(self, connection: sqlite3.Connection) -> None:
+        """Make the tables and enter the files that are there, unless another process has just done
+        so."""
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if _version(connection) != _VERSION:
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+                self._count_files(connection)
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _remove(self) -> None:
+    def _delete(self) -> None:
         for suffix in ("", "-wal", "-shm"):
             with suppress(FileNotFoundError):
                 (self._folder / f"index.sqlite3{suffix}").unlink()
 
     def _count_files(self, connection: sqlite3.Connection) -> None:
         """Enter files that are there without a ledger, by the space they take on the disk."""
+        pinned = set(pins.pinned_files(self._folder))
         for file in self._folder.glob("*/??/*"):
             if file.suffix == ".sums":
                 continue
             with suppress(FileNotFoundError):  # another process may evict it
                 found = file.stat()
+                name = self._name(file)
                 connection.execute(
-                    "INSERT OR IGNORE INTO files (path, key, bytes, used) VALUES (?, '', ?, ?)",
-                    (
-                        str(file.relative_to(self._folder)),
-                        found.st_blocks * 512,
-                        found.st_mtime,
-                    ),
+                    "INSERT OR IGNORE INTO files VALUES (?, '', ?, ?, ?)",
+                    (name, found.st_blocks * 512, found.st_mtime, name in pinned),
                 )
+
+
+def _prefix(key: str) -> str:
+    """The folder of an object's key: its specimen's prefix."""
+    return key[: key.rfind("/") + 1]
+
+
+def _totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes in all, and pinned."""
+    stored, pinned = connection.execute("SELECT bytes, pinned FROM total").fetchone()
+    return stored, pinned
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _inode(file: Path) -> int:
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from bffs.errors import StoreError
 from bffs.settings import Settings
 from bffs.store import Listing, ObjectInfo
 
@@ -25,7 +24,6 @@ class LateStore:
         self._settings = settings
         self._lock = threading.Lock()
         self._store: S3Store | None = None
-        self._stopped = threading.Event()
 
     def connect(self) -> S3Store:
         """The store itself. Raises UsageError."""
@@ -33,16 +31,11 @@ class LateStore:
 
         with self._lock:
             if self._store is None:
-                self._store = S3Store(self._settings, self._stopped)
+                self._store = S3Store(self._settings)
             return self._store
-
-    def stop(self) -> None:
-        """End all pauses between tries; from now on nothing is tried again."""
-        self._stopped.set()
 
     def close(self) -> None:
         """Close what was connected."""
-        self.stop()
         if self._store is not None:
             self._store.close()
 
@@ -51,12 +44,7 @@ class LateStore:
         return self.connect().list(prefix, folders=folders)
 
     def read_into(
-        self,
-        obj: ObjectInfo,
-        start: int,
-        buffer: memoryview,
-        advance: Callable[[int], None],
-        persist: Callable[[StoreError], bool],
+        self, obj: ObjectInfo, start: int, buffer: memoryview, advance: Callable[[int], None]
     ) -> None:
         """See `ObjectStore.read_into`."""
-        self.connect().read_into(obj, start, buffer, advance, persist)
+        self.connect().read_into(obj, start, buffer, advance)

@@ -27,10 +27,6 @@ SLACK = 0.015
 """A first block may take `PATIENCE` times as long as at best, and `SLACK` seconds more, before the
 window shrinks."""
 
-YIELD = 0.9
-"""What is left of the window when the store refuses a request. Against the `MIN_PIECE` that each
-good answer adds, one refusal in twenty is nothing, and every second leaves the least."""
-
 SHRINK = 0.5
 SMOOTHING = 1 / 8
 
@@ -107,10 +103,6 @@ class Link:
                 self._hold_until = now + self._recent  # its effect shows after one round
         elif saturated:
             self.window = min(self.window + MIN_PIECE, self._most)
-
-    def refused(self) -> None:
-        """The store wants fewer requests."""
-        self.window = max(int(self.window * YIELD), MIN_WINDOW)
 
     def arrived(self, size: int, now: float) -> None:
         """`size` more bytes are here, of whichever request."""

@@ -171,14 +171,9 @@ def _drive(
         cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
         stack.callback(cache.close)
         blocks = BlockReader(
-            store,
-            cache,
-            memory=settings.memory,
-            connections=settings.max_connections,
-            deadline=settings.deadline,
+            store, cache, memory=settings.memory, connections=settings.max_connections
         )
         stack.callback(blocks.close)
-        stack.callback(store.stop)
         readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
         errors: Counter[str] = Counter()
         status = Status(mountpoint, blocks, errors)
@@ -202,6 +197,7 @@ def _drive(
         session = Session(tree, errors, on_ready=signals.end)
         refresher = refresh.Refresher(settings, store, catalog, change)
         blocks.start()
+        cache.start()
 
         failure: list[BaseException] = []
 

@@ -1,5 +1,9 @@
 """Folders that belong to this user alone: made with mode 0700, refused when somebody else planted
-them."""
+them.
+
+The cache folder itself may be a symbolic link of this user, or of root, to a folder of this user: on
+clusters it often leads to another disk. Whoever could replace such a link could replace a folder.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,22 @@ CACHE_VERSION = "v1"
 """Folder below the cache folder; another version leaves this one alone."""
 
 
-def own_folder(folder: Path) -> None:
-    """Make `folder` (0700) or make sure that it is a real folder of this user.
+def own_folder(folder: Path, *, link: bool = False) -> None:
+    """Make `folder` (0700) or make sure that it is a folder of this user; see `is_own`.
 
-    Raises PermissionError for another user's folder or a symbolic link, other OSErrors where it
-    can't be made.
+    Raises PermissionError where it isn't, other OSErrors where it can't be made.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not is_own(folder):
+    if not is_own(folder, link=link):
         raise PermissionError(errno.EPERM, "is not a folder of this user", str(folder))
 
 
-def is_own(folder: Path) -> bool:
-    """Whether `folder` is a real folder of this user. Raises OSError where there is nothing."""
+def is_own(folder: Path, *, link: bool = False) -> bool:
+    """Whether `folder` is a real folder of this user, or with `link` a link to one, made by this
+    user or by root. Raises OSError where there is nothing."""
     found = folder.lstat()
+    if link and stat.S_ISLNK(found.st_mode) and found.st_uid in (0, os.geteuid()):
+        found = folder.stat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
@@ -43,6 +49,13 @@ def own_dataset_folder(cache_dir: Path, dataset: Dataset) -> Path:
     """Make the folders down to `dataset_folder`, or make sure that they are this user's; see
     `own_folder`."""
     folder = dataset_folder(cache_dir, dataset)
-    for level in (cache_dir, folder.parent, folder):
+    own_folder(cache_dir, link=True)
+    for level in (folder.parent, folder):
         own_folder(level)
     return folder
+
+
+def is_own_dataset_folder(cache_dir: Path, dataset: Dataset) -> bool:
+    """Whether all of these folders are there and this user's. Raises OSError where there are none."""
+    folder = dataset_folder(cache_dir, dataset)
+    return is_own(cache_dir, link=True) and is_own(folder.parent) and is_own(folder)

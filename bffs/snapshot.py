@@ -24,7 +24,7 @@ from typing import Any
 import xxhash
 
 from bffs.catalog import Catalog, Specimen
-from bffs.private import dataset_folder, is_own, own_dataset_folder
+from bffs.private import dataset_folder, is_own_dataset_folder, own_dataset_folder
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
 
@@ -58,7 +58,7 @@ def load(cache_dir: Path, dataset: Dataset) -> Catalog | None:
     """The catalog that was kept for this dataset and its splits, or None."""
     path = _path(cache_dir, dataset)
     try:
-        if not all(map(is_own, (cache_dir, path.parent.parent, path.parent))):
+        if not is_own_dataset_folder(cache_dir, dataset):
             return None
         content = path.read_bytes()
     except OSError:

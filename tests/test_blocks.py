@@ -101,7 +101,9 @@ class Readers:
         before = {thread.name for thread in threading.enumerate()}
         for blocks in self._started:
             blocks.close()
-        left = [t.name for t in threading.enumerate() if t.name.startswith("bffs-")]
+        left = [
+            t.name for t in threading.enumerate() if t.name.startswith(("bffs-fetch", "bffs-write"))
+        ]
         assert not left, f"of {before}, {left} did not end"
 
 
@@ -562,7 +564,7 @@ def test_close_writes_what_has_arrived(server: S3Server, reader: Readers) -> Non
     blocks = reader()
     read(blocks, "part", 0, PART)
     blocks.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("bffs-")]
+    assert not [t for t in threading.enumerate() if t.name.startswith(("bffs-fetch", "bffs-write"))]
     assert reader.cache.open(info("part")).bytes_present() == PART
     server.reset()
     assert read(reader(), "part", 0, PART) == expect("part", 0, PART)

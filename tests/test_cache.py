@@ -8,17 +8,21 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import stat
 import subprocess
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bffs import cache as cache_module
+from bffs import cachefile
 from bffs import index as index_module
 from bffs.cache import BLOCK, CachedObject, DiskCache, block_count, checksum
 from bffs.settings import Dataset
@@ -103,7 +107,7 @@ def test_the_format_is_frozen(cache: DiskCache, folder: Path) -> None:
 
 
 def test_a_checksum_of_zero_is_stored_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module.xxhash, "xxh3_64_intdigest", lambda data: 0)
+    monkeypatch.setattr(cachefile.xxhash, "xxh3_64_intdigest", lambda data: 0)
     assert checksum(memoryview(b"")) == 1
 
 
@@ -351,6 +355,75 @@ def test_adding_to_what_was_evicted_meanwhile_is_no_fault_of_the_disk(
     assert read(cached, 0, 2 * BLOCK) == NOISE[: 2 * BLOCK]
 
 
+def test_what_is_evicted_is_let_go_of(
+    cache: DiskCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the disk would keep its bytes for as long as a mount lives."""
+    monkeypatch.setattr(cache_module, "_HOUSEKEEPING", 0.01)
+    objects = [an_object(SIZE, key=f"1/{name}") for name in "abc"]
+    for obj in objects:
+        add(cache, obj)
+    cache.start()
+    other = DiskCache(folder, DATASET, GIB)
+    other.evict(objects[:2])
+    end = time.monotonic() + 20
+    while len(open_files(folder)) > 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(open_files(folder)) == 2
+    assert read(cache.open(objects[2]), 0, SIZE) == NOISE[:SIZE]
+    other.close()
+
+
+def open_files(folder: Path) -> list[str]:
+    """What this process has open below the folder."""
+    links = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return [link for link in links if link.startswith(f"{folder}/v1/") and "index" not in link]
+
+
+def test_the_limit_holds_for_what_is_open_too(folder: Path) -> None:
+    cache = DiskCache(folder, DATASET, 10 * SIZE)
+    for n in range(40):
+        add(cache, an_object(SIZE, key=f"1/{n}"))
+    cache._forget_evicted(0.0)
+    assert len(open_files(folder)) <= 2 * 10
+    cache.close()
+
+
+def test_a_file_evicted_while_it_is_made_leaves_no_orphan(
+    cache: DiskCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obj = an_object(SIZE)
+    other = DiskCache(folder, DATASET, GIB)
+    make = CachedObject.add
+
+    def evicted_first(*args: Any, **kwargs: Any) -> None:
+        other.evict([obj])
+        make(*args, **kwargs)
+
+    monkeypatch.setattr(CachedObject, "add", evicted_first)
+    add(cache, obj)
+    assert cache.files() == {} and cache.account().stored == 0
+    other.close()
+
+
+def test_a_process_killed_while_it_makes_a_file_leaves_no_draft(
+    cache: DiskCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(folder: Path) -> None:
+        os.link = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+        add(DiskCache(folder, DATASET, GIB), an_object(SIZE))
+
+    process = multiprocessing.get_context("fork").Process(target=die, args=(folder,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name[:6] for path in folder.glob("v1/*/??/*")] == [
+        data_file(cache, an_object(SIZE)).name[:6]
+    ]
+    add(cache, an_object(SIZE))
+    assert read(reopened(folder, an_object(SIZE)), 0, SIZE) == NOISE[:SIZE]
+
+
 def test_descriptors_are_closed_with_the_last_reference(cache: DiskCache) -> None:
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -470,17 +543,39 @@ def planted(tmp_path: Path, obj: ObjectInfo) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_symbolic_link_in_place_of_the_folder_is_refused(
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_symbolic_link_below_the_folder_is_refused(
     tmp_path: Path, level: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     obj = an_object(SIZE)
     elsewhere = planted(tmp_path, obj)
     of_dataset = data_file(DiskCache(elsewhere, DATASET, GIB), obj).parent.parent
-    inner = [Path(), Path("v1"), of_dataset.relative_to(elsewhere)][level]
+    inner = [Path("v1"), of_dataset.relative_to(elsewhere)][level - 1]
     folder = tmp_path / "cache"
     (folder / inner).parent.mkdir(parents=True, exist_ok=True)
     (folder / inner).symlink_to(elsewhere / inner)
+    refuses(folder, obj, caplog, monkeypatch)
+
+
+def test_the_folder_may_be_a_link_of_this_user(tmp_path: Path) -> None:
+    obj = an_object(SIZE)
+    (tmp_path / "other disk").mkdir()
+    folder = tmp_path / "cache"
+    folder.symlink_to(tmp_path / "other disk")
+    cache = DiskCache(folder, DATASET, GIB)
+    add(cache, obj)
+    cache.close()
+    assert read(reopened(tmp_path / "other disk", obj), 0, SIZE) == NOISE[:SIZE]
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can give links away")
+def test_a_link_of_somebody_else_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obj = an_object(SIZE)
+    folder = tmp_path / "cache"
+    folder.symlink_to(planted(tmp_path, obj))
+    os.chown(folder, 65534, 65534, follow_symlinks=False)
     refuses(folder, obj, caplog, monkeypatch)
 
 

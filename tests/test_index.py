@@ -41,10 +41,15 @@ def file_of(folder: Path, name: str) -> Path:
     return folder / "dataset" / name[:2] / name
 
 
+def of_any_size(name: str) -> ObjectInfo:
+    """An object that no file is too long for."""
+    return ObjectInfo(f"specimen/{name}", "e", GIB, 0)
+
+
 def write(index: Index, folder: Path, name: str, size: int) -> bool:
     """Reserve room and take it, as the cache does."""
     path = file_of(folder, name)
-    if not index.reserve(path, ObjectInfo(f"key of {name}", "e", 0, 0), size):
+    if not index.reserve(path, of_any_size(name), size):
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -92,7 +97,7 @@ def index(folder: Path) -> Iterator[Index]:
 def test_room_is_made_before_it_is_taken(index: Index, folder: Path) -> None:
     for n in range(30):
         path = file_of(folder, f"{n:02}")
-        assert index.reserve(path, ObjectInfo("k", "e", 0, 0), 9 * KIB)
+        assert index.reserve(path, of_any_size("k"), 9 * KIB)
         assert sum(there(folder).values()) <= LIMIT - 9 * KIB
         assert sum(rows(folder).values()) <= LIMIT
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +261,7 @@ def test_an_unusable_folder_is_an_error_not_a_new_ledger(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     index = Index(tmp_path / "file", LIMIT)
     with pytest.raises((OSError, sqlite3.Error)):
-        index.reserve(tmp_path / "file" / "a", ObjectInfo("k", "e", 0, 0), 1)
+        index.reserve(tmp_path / "file" / "a", of_any_size("k"), 1)
 
 
 # -- neighbours -------------------------------------------------------------------------------------------------
@@ -326,3 +331,96 @@ def test_a_process_killed_in_a_transaction_leaves_no_lock(folder: Path, index: I
     assert worker.exitcode == -9
     assert write(index, folder, "bb", KIB)
     assert rows(folder) == {"aa": KIB, "bb": KIB}
+
+
+# -- pins -------------------------------------------------------------------------------------------------------
+
+
+def test_a_pinned_specimen_stays_whatever_it_gets_later(index: Index, folder: Path) -> None:
+    write(index, folder, "aa", 30 * KIB)
+    index.pin("specimen/", [file_of(folder, "aa"), file_of(folder, "bb")])
+    write(index, folder, "bb", 30 * KIB)
+    other = ObjectInfo("other/cc", "e", GIB, 0)
+    assert index.reserve(file_of(folder, "cc"), other, 40 * KIB)
+    assert not index.reserve(file_of(folder, "dd"), other, 41 * KIB)
+    assert index.reserve(file_of(folder, "dd"), other, 40 * KIB)
+    assert set(rows(folder)) == {"aa", "bb", "dd"}
+    assert index.account()[:2] == (100 * KIB, 60 * KIB)
+    index.unpin("specimen/", [file_of(folder, "aa"), file_of(folder, "bb")])
+    assert index.reserve(file_of(folder, "ee"), other, 60 * KIB)
+    assert "aa" not in rows(folder)
+
+
+def test_pins_outlive_the_ledger(folder: Path) -> None:
+    index = Index(folder, LIMIT)
+    write(index, folder, "aa", 30 * KIB)
+    write(index, folder, "bb", 30 * KIB)
+    index.pin("specimen/", [file_of(folder, "aa")])
+    index.close()
+    damage_lost(folder)
+    index = Index(folder, LIMIT)
+    other = ObjectInfo("other/cc", "e", GIB, 0)
+    assert index.reserve(file_of(folder, "cc"), other, 60 * KIB)
+    assert set(there(folder)) == {"aa"}
+    assert not index.reserve(file_of(folder, "cc"), other, 10 * KIB)
+    index.close()
+
+
+def test_nothing_is_evicted_in_vain(index: Index, folder: Path) -> None:
+    for name in ("aa", "bb"):
+        write(index, folder, name, 40 * KIB)
+    assert not write(index, folder, "cc", 101 * KIB)
+    assert set(there(folder)) == {"aa", "bb"}
+
+
+def test_a_file_counts_for_no_more_than_its_object(index: Index, folder: Path) -> None:
+    """Or what two processes store at once, and what a killed one reserved, would count for ever."""
+    obj = ObjectInfo("specimen/aa", "e", 10 * KIB, 0)
+    for _ in range(30):
+        assert index.reserve(file_of(folder, "aa"), obj, 8 * KIB)
+    assert rows(folder) == {"aa": 12 * KIB}
+
+
+def test_files_are_evicted_on_request(index: Index, folder: Path) -> None:
+    for name in ("aa", "bb"):
+        write(index, folder, name, 40 * KIB)
+    index.evict([file_of(folder, "aa"), file_of(folder, "absent")])
+    assert set(rows(folder)) == set(there(folder)) == {"bb"}
+    assert index.knows(file_of(folder, "bb")) and not index.knows(file_of(folder, "aa"))
+
+
+def test_what_another_process_used_is_seen(index: Index, folder: Path) -> None:
+    write(index, folder, "aa", KIB)
+    now = index_module.time.time()
+    write(index, folder, "bb", KIB)
+    index.touch(file_of(folder, "aa"))
+    other = Index(folder, LIMIT)
+    assert other.used_since(now) == [file_of(folder, "bb")]
+    index.flush()
+    assert other.used_since(now) == [file_of(folder, "aa"), file_of(folder, "bb")]
+    other.close()
+
+
+def test_another_folder_in_its_place_gets_a_ledger_of_its_own(index: Index, folder: Path) -> None:
+    write(index, folder, "aa", KIB)
+    damage_lost(folder)
+    other = Index(folder, LIMIT)
+    write(other, folder, "bb", KIB)
+    write(index, folder, "cc", KIB)
+    assert set(rows(folder)) == {"aa", "bb", "cc"}
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM total", "UPDATE total SET bytes = 'x'", "DROP TABLE files"]
+)
+def test_a_ledger_that_makes_no_sense_is_made_anew(
+    index: Index, folder: Path, statement: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(index, folder, "aa", 32 * KIB)
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
+        connection.execute(statement)
+        connection.commit()
+    assert write(index, folder, "bb", 32 * KIB)
+    assert rows(folder) == there(folder)
+    assert "made anew" in caplog.text

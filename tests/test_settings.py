@@ -129,7 +129,6 @@ GIVEN: dict[str, tuple[str, Callable[[Settings], object], object]] = {
     "cache_size": ("1.5T", lambda s: s.cache_size, 1536 * GIB),
     "memory": ("64M", lambda s: s.memory, 64 * MIB),
     "max_connections": ("256", lambda s: s.max_connections, 256),
-    "deadline": ("1.5m", lambda s: s.deadline, 90.0),
     "readahead": ("off", lambda s: s.readahead, 0),
     "refresh_after": ("1.5", lambda s: s.refresh_after, 5400.0),
 }
@@ -241,9 +240,6 @@ REFUSED = [
     ("max_connections", "many", "is not a number from 1 to 256"),
     ("readahead", "on", "'on' is not auto, off or a size such as 64M"),
     ("readahead", "5X", "is not a size"),
-    ("deadline", "soon", "is not a time such as"),
-    ("deadline", "0", "is not from 1s to 24h"),
-    ("deadline", "25h", "is not from 1s to 24h"),
     ("refresh_after", "soon", "is no number of hours"),
     ("refresh_after", "0", "is no number of hours"),
     ("endpoint_url", "s3.example.org", "is not an endpoint such as https://"),
