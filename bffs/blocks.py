@@ -33,6 +33,7 @@ import time
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -67,6 +68,15 @@ WRITERS = 2
 
 LOOK_AGAIN = 0.5
 """Seconds after which prefetching looks anew for blocks that other processes have stored."""
+
+HUGE_BLOCKS = 2 * MIB // BLOCK
+"""Blocks in a huge page. Parts that will hold as many are made of such: filling them takes 0.4 s of
+CPU a GB less, since pages are neither made nor looked up 4 KiB at a time."""
+
+_HUGE_PAGES = tuple(
+    ((1 << HUGE_BLOCKS) - 1) << first for first in range(0, BLOCKS_IN_PART, HUGE_BLOCKS)
+)
+_MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 
 KEPT_SPENT = 4
 """Parts read to their end that stay in memory all the same: requests of one reader arrive out of
@@ -108,12 +118,27 @@ class _Buffer:
     """`PART` bytes of page-aligned address space; `touched` says which of its blocks take
     memory."""
 
-    __slots__ = ("memory", "touched", "view")
+    __slots__ = ("_huge", "memory", "touched", "view")
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, PART, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.memory)
         self.touched = 0
+        self._huge: bool | None = None
+
+    def prepare(self, expected: int) -> None:
+        """Choose the size of its pages, for a part that will hold `expected` blocks of it."""
+        huge = expected >= HUGE_BLOCKS
+        if huge is not self._huge and _MADV_HUGEPAGE is not None:
+            with suppress(OSError):  # a kernel without huge pages
+                self.memory.madvise(_MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+        self._huge = huge
+
+    def untouched(self, mask: int) -> int:
+        """The blocks that will take memory when those of `mask` are filled."""
+        if self._huge:
+            mask = sum(page for page in _HUGE_PAGES if mask & page)
+        return mask & ~self.touched
 
     def empty(self) -> int:
         """Give its memory back; how many bytes that was. Taking it again costs page faults, about
@@ -662,6 +687,7 @@ class BlockReader:
         """A new part with room for the blocks of `mask`, of which `expected` will follow; None
         without memory."""
         part = _Part(obj, index, self._free.pop() if self._free else _Buffer())
+        part.buffer.prepare(expected)
         if not self._make_room(part, mask, spare, expected):
             self._used -= part.buffer.empty()  # it may have got another's memory, but too little
             self._free.append(part.buffer)
@@ -683,7 +709,7 @@ class BlockReader:
             if not part.buffer.touched and len(self._spent) > KEPT_SPENT:
                 self._give_up(part, expected)
             while True:
-                missing = mask & ~part.buffer.touched
+                missing = part.buffer.untouched(mask)
                 size = missing.bit_count() * BLOCK
                 if self._used + size + spare <= self._memory:
                     break
