@@ -1,8 +1,9 @@
 """What the link to the store can carry: how much to have in flight, and in which portions.
 
-The window for prefetching grows while there is more to fetch than it allows, and shrinks when first
-blocks take notably longer than they do at best: then requests queue somewhere, and a demanded block
-would queue behind them. It never shrinks below a few times the most bandwidth seen lately times the
+The window for prefetching grows while there is more to fetch than it allows - at first by each
+request's whole size, so that a far and wide link is full within a few round trips - and shrinks
+when first blocks take notably longer than they do at best: then requests queue somewhere, and a
+demanded block would queue behind them. It never shrinks below a few times the most bandwidth seen lately times the
 best latency, which is what the link holds: slow answers may just as well come from a busy machine,
 and a small window would only make it slower.
 
@@ -68,6 +69,7 @@ class Link:
         self._recent = 0.0
         self._rate = 0.0
         self._hold_until = 0.0
+        self._starting = True
         self.window = min(FIRST_WINDOW, most)
 
     @property
@@ -96,13 +98,16 @@ class Link:
         self._latencies.add(seconds, now)
         self._recent += (seconds - self._recent) * (SMOOTHING if self._recent else 1.0)
         if self._recent > PATIENCE * self.latency + SLACK:
-            if now >= self._hold_until:
+            # Before anything is known of the bandwidth, slow answers are those of new connections.
+            if self.bandwidth and now >= self._hold_until:
                 held = int(HELD * self.bandwidth * self.latency)
                 shrunk = max(int(self.window * SHRINK), held, MIN_WINDOW)
                 self.window = min(self.window, shrunk)
+                self._starting = False
                 self._hold_until = now + self._recent  # its effect shows after one round
         elif saturated:
-            self.window = min(self.window + MIN_PIECE, self._most)
+            grown = self.piece if self._starting else MIN_PIECE
+            self.window = min(self.window + grown, self._most)
 
     def arrived(self, size: int, now: float) -> None:
         """`size` more bytes are here, of whichever request."""

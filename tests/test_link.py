@@ -24,6 +24,12 @@ def link_at(latency: float, rate: float, *, now: float = 1.0) -> Link:
     return link
 
 
+def carry(link: Link, rate: float, since: float) -> None:
+    """Let it deliver `rate` bytes a second, from `since` on for a second."""
+    for n in range(100):
+        link.arrived(int(rate / 100), since + n / 100)
+
+
 def test_before_anything_is_known() -> None:
     link = Link(MOST, PIECE)
     assert (link.window, link.piece, link.latency) == (FIRST_WINDOW, MIN_PIECE, 0.0)
@@ -56,8 +62,33 @@ def test_the_window_grows_only_while_it_is_what_keeps_back_more() -> None:
     assert link.window == MOST
 
 
+def test_a_wide_link_is_full_after_a_few_answers_but_not_once_it_was_too_much() -> None:
+    link = link_at(0.03, 50e6)
+    grown = [link.window]
+    for n in range(12):
+        link.answered(0.03, 2.0 + n / 1000, saturated=True)
+        grown.append(link.window)
+    assert grown[-1] >= 3 * FIRST_WINDOW
+    carry(link, 100e6, 2.0)
+    for n in range(100):
+        link.answered(0.5, 3.0 + n / 20, saturated=True)
+    before = link.window
+    for n in range(100):  # until what was slow is forgotten, then one more
+        link.answered(0.03, 9.0 + n / 20, saturated=False)
+    link.answered(0.03, 15.0, saturated=True)
+    assert link.window == before + MIN_PIECE
+
+
+def test_new_connections_do_not_shrink_the_window() -> None:
+    link = Link(MOST, PIECE)
+    for n in range(20):
+        link.answered(0.03 * (1 + n % 5), 1.0 + n / 100, saturated=False)
+    assert link.window == FIRST_WINDOW
+
+
 def test_slow_first_blocks_shrink_the_window_step_by_step() -> None:
     link = link_at(0.03, 50e6)
+    carry(link, 1e6, 1.0)
     windows = [link.window]
     for n in range(400):
         link.answered(0.5, 2.0 + n / 20, saturated=True)
@@ -69,8 +100,7 @@ def test_slow_first_blocks_shrink_the_window_step_by_step() -> None:
 
 def test_the_window_keeps_what_the_link_holds() -> None:
     link = link_at(0.03, 50e6)
-    for n in range(100):  # 1 GB/s
-        link.arrived(10_000_000, 2.0 + n / 100)
+    carry(link, 1e9, 2.0)
     assert link.bandwidth == pytest.approx(1e9, rel=0.1)
     for n in range(400):
         link.answered(0.5, 3.0 + n / 40, saturated=False)
@@ -79,8 +109,7 @@ def test_the_window_keeps_what_the_link_holds() -> None:
 
 def test_a_pause_is_not_taken_for_a_slow_link() -> None:
     link = Link(MOST, PIECE)
-    for n in range(100):
-        link.arrived(1_000_000, 2.0 + n / 100)
+    carry(link, 100e6, 2.0)
     known = link.bandwidth
     link.arrived(1, 2.0 + 50 * SLOT)
     assert link.bandwidth == known > 0
@@ -99,8 +128,7 @@ def test_requests_are_larger_where_connections_are_fast_and_the_store_is_far() -
 def test_a_hunch_is_risked_for_what_comes_soon() -> None:
     link = Link(MOST, PIECE)
     assert link.quickly == FIRST_WINDOW
-    for n in range(100):  # 10 MB/s
-        link.arrived(100_000, 2.0 + n / 100)
+    carry(link, 10e6, 2.0)
     assert link.quickly == pytest.approx(10e6 * QUICK, rel=0.1)
 
 
