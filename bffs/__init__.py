@@ -10,8 +10,11 @@ The map: a module imports only from lines below its own, and modules that share 
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
     fuse | layout | status        the only import of mfusepy and fusepy | specimens to folders | live figures
+    views                         the folders and files of stacks
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
-    readahead | tiff              what the Predictor wishes for, fetched | what a slice's header says, by tifffile
+    pixels | readahead            where the pixels of slices lie, and the proof | what the Predictor wishes for, fetched
+    shapes | stacks               what first slices look like, kept | pure: byte layouts of whole-stack files
+    tiff                          what a slice's header says
     content | predictor           immutable bytes, whatever their make | pure: what will be read next
     tracks                        what was read of a specimen: streams, visits, tracks
     blocks                        single-flight, prioritised fetching within one memory budget
@@ -19,7 +22,7 @@ The map: a module imports only from lines below its own, and modules that share 
     refresh                       the catalog of a command or a mount: kept, listed anew, compared
     cachefile | index | snapshot  a cached object: sparse file, checksums | the cache's ledger | a catalog, kept
     pins                          which specimens stay in the cache
-    late                          the store, connected when it is first needed
+    kept | late                   small files beside the cache, whole or not at all | the store, connected when needed
     catalog | s3                  a listing as specimens | the only import of boto3: retries, error translation
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
     receiver                      bodies of many answers, received by one thread

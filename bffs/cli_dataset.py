@@ -16,7 +16,7 @@ from bffs.settings import Settings
 
 if TYPE_CHECKING:
     from bffs.catalog import Specimen
-    from bffs.tiff import SliceLayout
+    from bffs.shapes import Shape
 
 
 @command()
@@ -59,11 +59,14 @@ def info(given: Given, specimen_id: str, as_json: bool) -> None:
 
     Of an id in both sets this is the test one; `train/ID` names the other.
     """
-    from bffs import tables
+    from bffs import stacks, tables
 
     settings = given.settings()
     specimen = catalog_of(settings, given.verbosity).find(specimen_id)[-1]
-    about = tables.describe(specimen, settings.dataset, *_look_at(specimen, settings))
+    shape, cached = _look_at(specimen, settings)
+    seen = stacks.views(specimen, shape.layout, shape.obstacle, settings.dataset.voxel)
+    offers = stacks.offers(specimen, seen, settings.shutu_overlap)
+    about = tables.describe(specimen, settings.dataset, shape.layout, cached, offers)
     click.echo(json.dumps(about, indent=4) if as_json else tables.as_text(about), nl=as_json)
 
 
@@ -102,16 +105,15 @@ def refresh(given: Given) -> None:
     click.echo(f"{len(catalog.specimens)} specimens, {files:,} files")
 
 
-def _look_at(specimen: Specimen, settings: Settings) -> tuple[SliceLayout | None, int]:
-    """The layout of a specimen's first slice, and how many bytes of it all are cached.
+def _look_at(specimen: Specimen, settings: Settings) -> tuple[Shape, int]:
+    """The shape of a specimen's first slice, and how many bytes of it all are cached.
 
     Raises StoreError.
     """
     from bffs.blocks import BlockReader
     from bffs.cache import DiskCache
-    from bffs.content import ObjectContent
     from bffs.s3 import S3Store
-    from bffs.tiff import slice_layout
+    from bffs.shapes import Shapes
 
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(S3Store(settings)))
@@ -120,15 +122,13 @@ def _look_at(specimen: Specimen, settings: Settings) -> tuple[SliceLayout | None
         blocks = BlockReader(store, cache, memory=settings.memory, connections=1)
         stack.callback(blocks.close)
         blocks.start()
-        layout = None
-        if specimen.slices:
-            first = specimen.slices[0]
-            if first.size and not cache.open(first).has(0):
-                # A read waits for a store that is away, for minutes; a listing says so in seconds.
-                next(store.list(first.key))
-            layout = slice_layout(ObjectContent(blocks, first))
+        shapes = Shapes(settings, blocks, cache)
+        if shapes.known(specimen) is None:
+            # A read waits for a store that is away, for minutes; a listing says so in seconds.
+            next(store.list(specimen.slices[0].key))
+        shape = shapes.learn(specimen)
         cached = sum(cache.open(obj).bytes_present() for obj in specimen.objects())
-    return layout, cached
+    return shape, cached
 
 
 def _replace_file(path: Path, content: bytes) -> None:

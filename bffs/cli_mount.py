@@ -20,6 +20,7 @@ from bffs.settings import MountOptions
 @table_option("memory")
 @table_option("max-connections")
 @table_option("readahead")
+@table_option("shutu-overlap")
 @table_option("refresh-after")
 @click.option("--refresh", is_flag=True, help="List the bucket anew before mounting.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the files, too.")

@@ -6,12 +6,13 @@ All contents may be read from any number of threads at once; none has a position
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from bffs.blocks import BlockReader
 from bffs.cache import CachedObject
 from bffs.errors import BffsError
-from bffs.store import ObjectInfo
+from bffs.store import ByteRange, ObjectInfo
 
 
 class Content(Protocol):
@@ -88,3 +89,60 @@ class LocalContent:
                 raise BffsError(f"{self._cached.obj.key} is not all here")
             done += n
         return size
+
+
+class MappedContent:
+    """A synthesized file: `head` and zeros up to `data_at`, then bytes `start` to `stop` of the
+    content of each of `slices`, then `fill` zeros.
+
+    `slice_content` makes the content of one slice and is called when it is first read. Which slice
+    a byte is of is computed, so that files of any size cost the same.
+    """
+
+    def __init__(
+        self,
+        head: bytes,
+        data_at: int,
+        slices: range,
+        span: ByteRange,
+        fill: int,
+        slice_content: Callable[[int], Content],
+    ) -> None:
+        self._head = head
+        self._data_at = max(data_at, len(head))
+        self._slices = slices
+        self._start, stop = span
+        self._piece = stop - self._start
+        self._data_end = self._data_at + len(slices) * self._piece
+        self._slice_content = slice_content
+        self._contents: dict[int, Content] = {}
+        self.size = self._data_end + fill
+        """Bytes in all."""
+
+    def read_into(self, offset: int, into: memoryview) -> int:
+        """See `Content.read_into`."""
+        size = max(0, min(len(into), self.size - offset))
+        done = 0
+        while done < size:
+            done += self._read_piece(offset + done, into[done:size])
+        return size
+
+    def _read_piece(self, at: int, into: memoryview) -> int:
+        """Fill as much of `into` as comes from one place; how many bytes that was."""
+        if self._data_at <= at < self._data_end:
+            place, within = divmod(at - self._data_at, self._piece)
+            n = min(len(into), self._piece - within)
+            return self._content(self._slices[place]).read_into(self._start + within, into[:n])
+        if at < len(self._head):
+            piece = self._head[at : at + len(into)]
+            into[: len(piece)] = piece
+            return len(piece)
+        n = min(len(into), (self._data_at if at < self._data_at else self.size) - at)
+        into[:n] = bytes(n)
+        return n
+
+    def _content(self, index: int) -> Content:
+        content = self._contents.get(index)
+        if content is None:
+            content = self._contents.setdefault(index, self._slice_content(index))
+        return content

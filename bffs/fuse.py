@@ -175,11 +175,13 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
         self._fill(buf.contents, self._find(path, fip).attributes)
 
     def _fill(self, st: Any, attributes: Attributes) -> None:
-        st.st_ino, st.st_mode, st.st_size, seconds, st.st_nlink = attributes
+        st.st_ino, st.st_mode, st.st_size, seconds, st.st_nlink, blocks = attributes
         st.st_uid = self._uid
         st.st_gid = self._gid
         # A folder's size is that of its files, but its blocks are none: du adds up both.
-        st.st_blocks = 0 if stat.S_ISDIR(attributes.mode) else -(-attributes.size // 512)
+        if blocks is None:
+            blocks = 0 if stat.S_ISDIR(attributes.mode) else -(-attributes.size // 512)
+        st.st_blocks = blocks
         st.st_blksize = REQUEST_SIZE
         st.st_mtimespec.tv_sec = st.st_ctimespec.tv_sec = st.st_atimespec.tv_sec = seconds
 

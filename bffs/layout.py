@@ -5,6 +5,7 @@
     .bffs/status.json
     specimens_manifest.json
     <split>/<id>/<slice>.tif ... <id>.swc manifest.json
+    stacks/<split>/<id>/                                    see `views`
 
 A folder's size counts the manifests below it, so the first stat of one makes them (1 ms a
 specimen).
@@ -13,20 +14,19 @@ specimen).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import cached_property
 from types import MappingProxyType
 
-from bffs import manifest
+from bffs import manifest, views
 from bffs.cache import DiskCache
 from bffs.catalog import Catalog, Specimen, base_name
-from bffs.content import BytesContent, Content, LocalContent, ObjectContent
-from bffs.errors import BffsError
+from bffs.content import BytesContent, Content, ObjectContent
 from bffs.readahead import Readahead, SpecimenReadahead
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
-from bffs.tiff import SliceLayout, slice_layout
+from bffs.tiff import SliceLayout
 from bffs.tree import Attributes, Folder, Node, Weight, file_attributes
+from bffs.views import Choice, StackFolder
 
 WHOLE_MANIFEST = "specimens_manifest.json"
 MANIFEST = "manifest.json"
@@ -37,17 +37,22 @@ def build(
     dataset: Dataset,
     readahead: Readahead,
     cache: DiskCache,
+    choice: Choice,
     beside: Mapping[str, Node] = MappingProxyType({}),
 ) -> Folder:
-    """The root folder of a mount; `beside` is what else it holds."""
+    """The root folder of a mount; `choice` is for its stacks, `beside` what else it holds."""
     listed = int(catalog.listed_at)
     entries: dict[str, Node] = dict(beside)
+    stacks: dict[str, Node] = {}
     for _, split in dataset.splits:
-        folders = {
-            specimen.id: _SpecimenFolder(specimen, dataset, readahead, cache).folder
+        specimens = [
+            _SpecimenFolder(specimen, dataset, readahead, cache, choice)
             for specimen in catalog.of_split(split)
-        }
-        entries[split] = _folder(f"/{split}", folders, listed)
+        ]
+        entries[split] = _folder(f"/{split}", {s.id: s.folder for s in specimens}, listed)
+        path = f"/{views.ROOT}/{split}"
+        stacks[split] = _folder(path, {s.id: s.stack_folder for s in specimens}, listed)
+    entries[views.ROOT] = _folder(f"/{views.ROOT}", stacks, listed)
     entries[WHOLE_MANIFEST] = _Synthesized(
         f"/{WHOLE_MANIFEST}", listed, lambda: manifest.encode(manifest.whole_dataset(catalog))
     )
@@ -95,13 +100,20 @@ class _SpecimenFolder:
     """The folder of one specimen in one split."""
 
     def __init__(
-        self, specimen: Specimen, dataset: Dataset, readahead: Readahead, cache: DiskCache
+        self,
+        specimen: Specimen,
+        dataset: Dataset,
+        readahead: Readahead,
+        cache: DiskCache,
+        choice: Choice,
     ) -> None:
+        self.id = specimen.id
         self.path = f"/{specimen.split}/{specimen.id}"
         self.cache = cache
         self.blocks = readahead.blocks
         self._specimen = specimen
         self._readahead = readahead
+        self._shapes = choice.shapes
         self._mtime = max(obj.mtime for obj in specimen.objects())
         self._manifest = _Synthesized(
             f"{self.path}/{MANIFEST}",
@@ -109,6 +121,9 @@ class _SpecimenFolder:
             lambda: manifest.encode(manifest.of_specimen(specimen, dataset, self._slice_layout)),
         )
         self.folder = Folder(self.path, self._weigh, self._entries)
+        self.stack_folder = StackFolder(
+            specimen, choice, readahead.blocks, lambda: self.follower
+        ).folder
 
     @cached_property
     def follower(self) -> SpecimenReadahead:
@@ -117,15 +132,10 @@ class _SpecimenFolder:
 
     @cached_property
     def _slice_layout(self) -> SliceLayout | None:
-        """The layout of the first slice if its header is here already; kept, as a manifest's size
-        may not change."""
-        first = next(iter(self._specimen.slices), None)
-        if first is None or not first.size:
-            return None
-        cached = self.cache.open(first)
-        with suppress(BffsError):
-            return slice_layout(LocalContent(cached)) if cached.has(0) else None
-        return None
+        """The layout of the first slice if it is known already; kept, as a manifest's size may not
+        change."""
+        shape = self._shapes.known(self._specimen)
+        return None if shape is None else shape.layout
 
     def _weigh(self) -> Weight:
         objects = sum(obj.size for obj in self._specimen.objects())

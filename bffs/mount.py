@@ -159,8 +159,10 @@ def _drive(
     from bffs.fuse import Session
     from bffs.late import LateStore
     from bffs.readahead import Readahead
+    from bffs.shapes import Shapes
     from bffs.status import FOLDER, Status
     from bffs.tree import Tree
+    from bffs.views import Choice
 
     _raise_file_limit()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -175,13 +177,15 @@ def _drive(
         )
         stack.callback(blocks.close)
         readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
+        shapes = Shapes(settings, blocks, cache)
+        choice = Choice(shapes, settings.dataset.voxel, settings.shutu_overlap)
         errors: Counter[str] = Counter()
         status = Status(mountpoint, blocks, errors)
 
         def build(catalog: Catalog) -> Folder:
             status.show(catalog)
             beside = {FOLDER: status.folder}
-            return layout.build(catalog, settings.dataset, readahead, cache, beside)
+            return layout.build(catalog, settings.dataset, readahead, cache, choice, beside)
 
         def change(before: Catalog, after: Catalog) -> None:
             changed = refresh.compare(before, after)

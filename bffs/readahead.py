@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from bffs.blocks import PART, BlockReader, Priority
 from bffs.content import Content
 from bffs.predictor import Plan, Predictor
-from bffs.store import ObjectInfo
+from bffs.store import ByteRange, ObjectInfo
 from bffs.tracks import Wish
 
 ACTIVE = 3.0
@@ -61,6 +61,9 @@ class SpecimenReadahead:
         self._predictor = Predictor([obj.size for obj in slices])
         self._tracks: set[int] = set()
         self._plans = 0
+        self.preface: Sequence[ByteRange] = ()
+        """What is wanted of each further slice before anything else: its header, where the pixels
+        are given out only after a look at it."""
 
     def content(self, index: int) -> Content:
         """The content of a slice, for a handle that is being opened."""
@@ -93,7 +96,7 @@ class SpecimenReadahead:
         """Queue what is planned: the rest of slice `index` before that of others."""
         wishes = _whole_parts(plan.wishes, self._slices)
         same = [w for w in wishes if w.slice == index]
-        others = [w for w in wishes if w.slice != index]
+        others = self._prefaced([w for w in wishes if w.slice != index])
         for priority, queued in ((Priority.FILE, same), (Priority.SLICES, others)):
             self._blocks.prefetch(
                 (self._name, plan.track, priority),
@@ -101,6 +104,21 @@ class SpecimenReadahead:
                 [(self._slices[w.slice], w.start, w.stop) for w in queued],
                 order,
             )
+
+    def _prefaced(self, wishes: list[Wish]) -> list[Wish]:
+        """The wishes, with what the first one for a slice doesn't bring soon of its preface before
+        it."""
+        if not self.preface:
+            return wishes
+        prefaced: list[Wish] = []
+        for place, wish in enumerate(wishes):
+            if not place or wishes[place - 1].slice != wish.slice:
+                size = self._slices[wish.slice].size
+                for start, stop in self.preface:
+                    if start < size and not wish.start <= start < wish.start + PART:
+                        prefaced.append(Wish(wish.slice, start, min(stop, size)))
+            prefaced.append(wish)
+        return prefaced
 
 
 def _whole_parts(wishes: Sequence[Wish], slices: Sequence[ObjectInfo]) -> Sequence[Wish]:

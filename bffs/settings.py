@@ -54,6 +54,8 @@ class Dataset:
     splits: tuple[tuple[str, str], ...] = (("", "train"),)
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
+    voxel: tuple[float, float, float] | None = None
+    """Micrometres from one voxel to the next along z, y, x, if they are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,9 @@ class Settings:
     max_connections: int = 32
     refresh_after: float = 24 * 3600.0
     """Seconds after which a mount lists the bucket anew."""
+
+    shutu_overlap: int = 128
+    """Rows that two neighbouring tiles for ShuTu share."""
 
     readahead: int | None = None
     """Bytes to read ahead at most; 0 for none, None for as much as the link asks for."""
@@ -180,6 +185,12 @@ def _connections(text: str) -> int:
     return int(text)
 
 
+def _rows(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise ValueError(f"{text!r} is no number of rows")
+    return int(text)
+
+
 def _hours(text: str) -> float:
     try:
         hours = float(text)
@@ -256,6 +267,7 @@ _OF_SETTINGS = (
     Option("memory", "SIZE", _size_from(64 * MIB), "512M", "Memory for blocks, 64M at least."),
     Option("max-connections", "N", _connections, "32", "Connections to the store, 1 to 256."),
     Option("readahead", "auto|off|SIZE", _readahead, "auto", "Most to read ahead."),
+    Option("shutu-overlap", "ROWS", _rows, "128", "Rows that neighbouring tiles for ShuTu share."),
     Option("refresh-after", "HOURS", _hours, "24", "Age at which a mount lists the bucket anew."),
 )
 # fmt: on
@@ -344,7 +356,9 @@ def _config_layer(path: Path) -> _Layer:
 def _load(name_or_path: str) -> tuple[Dataset, _Layer]:
     """The dataset of a profile, and all that the profile says about options. Raises UsageError."""
     path = _profile_path(name_or_path)
-    content = _read_toml(path, _IN_PROFILE | {"splits", "access_key_id", "secret_access_key"})
+    own = {"splits", "voxel", "access_key_id", "secret_access_key"}
+    content = _read_toml(path, _IN_PROFILE | own)
+    voxel = _voxel(path, content.pop("voxel", None))
     splits = _splits(path, content.pop("splits", {"": "train"}))
     keys = {key: content.pop(key, None) for key in ("access_key_id", "secret_access_key")}
     if not all(isinstance(key, str) for key in keys.values()) and any(
@@ -355,7 +369,8 @@ def _load(name_or_path: str) -> tuple[Dataset, _Layer]:
     if not layer.texts.get("bucket"):
         raise UsageError(f"{path}: there is no bucket in it")
     name = path.name.removesuffix(".toml")
-    return Dataset(name=name, splits=splits, **keys, **_values(_OF_DATASET, [layer])), layer
+    values = _values(_OF_DATASET, [layer])
+    return Dataset(name=name, splits=splits, voxel=voxel, **keys, **values), layer
 
 
 def _profile_path(name_or_path: str) -> Traversable:
@@ -425,6 +440,17 @@ def _splits(path: Traversable, content: Any) -> tuple[tuple[str, str], ...]:
     if len(set(content.values())) < len(content):
         raise UsageError(f"{path}: splits: two folders can't be the same split")
     return tuple(content.items())
+
+
+def _voxel(path: Traversable, content: Any) -> tuple[float, float, float] | None:
+    """The `voxel` of a profile, checked. Raises UsageError."""
+    match content:
+        case None:
+            return None
+        case [int() | float() as z, int() | float() as y, int() | float() as x]:
+            if all(0 < side < 1e6 for side in (z, y, x)):
+                return float(z), float(y), float(x)
+    raise UsageError(f"{path}: voxel must be three sizes in micrometres, such as [0.3, 0.1, 0.1]")
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:

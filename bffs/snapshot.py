@@ -1,9 +1,7 @@
 """The catalog on the local disk, so that a mount or an `ls` needs no listing.
 
-One file a dataset in the cache folder: a header of 32 bytes (`_HEADER`: magic with the version,
-length and xxh3_128 of what follows) and then JSON, a column for each field of a specimen's objects,
-names without their prefix. JSON is read in C, 53,926 keys in 50 ms, and shows itself to whoever
-looks.
+One file a dataset (see `kept`) of JSON, a column for each field of a specimen's objects, names
+without their prefix. JSON is read in C, 53,926 keys in 50 ms, and shows itself to whoever looks.
 
 A snapshot is replaced whole, by a rename, and only by a complete catalog; one that is cut short,
 damaged or of another version counts as none. Two processes may write at once: the later one stays.
@@ -13,63 +11,35 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import struct
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import xxhash
-
+from bffs import kept
 from bffs.catalog import Catalog, Specimen
-from bffs.private import dataset_folder, is_own_dataset_folder, own_dataset_folder
+from bffs.private import dataset_folder
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
 
 log = logging.getLogger(__name__)
 
+_NAME = "catalog"
 _MAGIC = b"bffscat1"
-_HEADER = struct.Struct("<8sQ16s")
 
 
 def save(catalog: Catalog, cache_dir: Path, dataset: Dataset) -> None:
     """Keep `catalog`; a disk that can't take it is no error, only logged."""
-    path = _path(cache_dir, dataset)
     body = json.dumps(_encode(catalog, dataset), separators=(",", ":")).encode()
-    try:
-        own_dataset_folder(cache_dir, dataset)
-        fd, draft = tempfile.mkstemp(dir=path.parent, prefix="draft-")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(_HEADER.pack(_MAGIC, len(body), xxhash.xxh3_128_digest(body)) + body)
-                file.flush()
-                os.fsync(fd)
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
-    except OSError as error:
-        log.info("the listing can't be kept: %s", error)  # the disk cache warns of the same
+    kept.save(cache_dir, dataset, _NAME, _MAGIC, body)
 
 
 def load(cache_dir: Path, dataset: Dataset) -> Catalog | None:
     """The catalog that was kept for this dataset and its splits, or None."""
-    path = _path(cache_dir, dataset)
     try:
-        if not is_own_dataset_folder(cache_dir, dataset):
-            return None
-        content = path.read_bytes()
-    except OSError:
-        return None
-    try:
-        magic, length, digest = _HEADER.unpack_from(content)
-        body = memoryview(content)[_HEADER.size :]
-        if magic != _MAGIC or len(body) != length or xxhash.xxh3_128_digest(body) != digest:
-            raise ValueError("its checksum does not fit")
-        return _decode(json.loads(bytes(body)), dataset)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+        body = kept.load(cache_dir, dataset, _NAME, _MAGIC)
+        return None if body is None else _decode(json.loads(body), dataset)
+    except (ValueError, KeyError, TypeError) as error:
         log.warning("the listing that was kept is damaged, the bucket is listed anew: %s", error)
         return None
 
@@ -84,7 +54,7 @@ def mark(cache_dir: Path, dataset: Dataset) -> tuple[int, int] | None:
 
 
 def _path(cache_dir: Path, dataset: Dataset) -> Path:
-    return dataset_folder(cache_dir, dataset) / "catalog"
+    return dataset_folder(cache_dir, dataset) / _NAME
 
 
 def _encode(catalog: Catalog, dataset: Dataset) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bffs.catalog import Catalog, Specimen, base_name
 from bffs.settings import Dataset
+from bffs.stacks import Offer
 from bffs.tiff import SliceLayout
 from bffs.units import format_size, format_time, natural_key
 
@@ -134,11 +135,16 @@ def standard_output() -> Console:
 
 
 def describe(
-    specimen: Specimen, dataset: Dataset, layout: SliceLayout | None, cached: int
+    specimen: Specimen,
+    dataset: Dataset,
+    layout: SliceLayout | None,
+    cached: int,
+    offers: Sequence[Offer] = (),
 ) -> dict[str, Any]:
     """All that is known of a specimen, `cached` bytes of which are here; `layout` is a slice's.
 
-    Sizes in bytes, times in UTC.
+    Sizes in bytes, times in UTC, `voxel` in micrometres along z, y, x; of the files in `stacks` the
+    sizes, or why they aren't there.
     """
     objects = list(specimen.objects())
     shape = [len(specimen.slices), layout.height, layout.width] if layout else None
@@ -155,6 +161,9 @@ def describe(
         "swc_bytes": specimen.swc.size if specimen.swc else None,
         "shape": shape,
         "dtype": layout.dtype if layout else None,
+        "voxel": list(dataset.voxel) if dataset.voxel else None,
+        "stack_files": {offer.name: offer.size for offer in offers if not offer.why_not},
+        "stack_files_absent": {offer.name: offer.why_not for offer in offers if offer.why_not},
         "cached_bytes": cached,
         "files": len(objects),
         "file_bytes": sum(obj.size for obj in objects),
@@ -178,6 +187,8 @@ def as_text(about: dict[str, Any]) -> str:
         facts["shape"] = "not a TIFF that bffs understands"
     if about["shape"]:
         facts["shape"] = f"{' x '.join(map(str, about['shape']))} (z, y, x), {about['dtype']}"
+    if about["voxel"]:
+        facts["voxel"] = f"{' x '.join(map(str, about['voxel']))} micrometres (z, y, x)"
     facts["swc"] = (
         f"{about['swc_file']}, {format_size(about['swc_bytes'])}" if about["swc"] else "none"
     )
@@ -185,7 +196,14 @@ def as_text(about: dict[str, Any]) -> str:
     share = 100 * about["cached_bytes"] // max(1, about["file_bytes"])
     facts["cached"] = f"{format_size(about['cached_bytes'])}, {share} %"
     facts["uploaded"] = f"{about['oldest']} to {about['newest']}"
-    return "".join(f"{label:10}{fact}\n" for label, fact in facts.items())
+    text = "".join(f"{label:10}{fact}\n" for label, fact in facts.items())
+    files = {name: format_size(size) for name, size in about["stack_files"].items()}
+    files |= {name: f"absent: {why}" for name, why in about["stack_files_absent"].items()}
+    if files:
+        width = max(map(len, files))
+        text += f"{'stack':10}stacks/{about['split']}/{about['id']}/\n"
+        text += "".join(f"{'':12}{name:{width}}  {fact}\n" for name, fact in files.items())
+    return text
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -27,18 +27,22 @@ LIVE = ""
 
 
 class Attributes(NamedTuple):
-    """What stat tells of a node. `size` in bytes, `mtime` in seconds since 1970."""
+    """What stat tells of a node. `size` in bytes, `mtime` in seconds since 1970.
+
+    `blocks`, the 512 bytes that du counts, follow from the size of a file unless they are given.
+    """
 
     ino: int
     mode: int
     size: int
     mtime: int
     nlink: int
+    blocks: int | None = None
 
 
 class Weight(NamedTuple):
     """What a folder holds: bytes of all files below it, the latest of their times, folders directly
-    in it."""
+    in it (-1 if that isn't known)."""
 
     size: int
     mtime: int
@@ -88,7 +92,7 @@ class Folder:
     def entries(self) -> Mapping[str, Node]:
         """Nodes by name, in the order of their names."""
         made = self._entries()
-        return {name: made[name] for name in sorted(made)}
+        return made if isinstance(made, Numbered) else {name: made[name] for name in sorted(made)}
 
     def xattrs(self) -> Mapping[str, bytes]:
         """Folders have none."""
@@ -96,6 +100,36 @@ class Folder:
 
 
 Node = File | Folder
+
+
+class Numbered(Mapping[str, Node]):
+    """Entries `0` to `count - 1` and those `beside` them, in the order of their names.
+
+    A numbered one is made when it is looked up and then forgotten, so that a million of them cost
+    nothing.
+    """
+
+    def __init__(
+        self, count: int, make: Callable[[int], Node], beside: Mapping[str, Node] | None = None
+    ) -> None:
+        self._count = count
+        self._make = make
+        self._beside = beside or {}
+
+    def __getitem__(self, name: str) -> Node:
+        if name in self._beside:
+            return self._beside[name]
+        if name.isascii() and name.isdecimal() and len(name) < 20:
+            number = int(name)
+            if number < self._count and str(number) == name:
+                return self._make(number)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted([*self._beside, *map(str, range(self._count))]))
+
+    def __len__(self) -> int:
+        return self._count + len(self._beside)
 
 
 class FileSystem(Protocol):

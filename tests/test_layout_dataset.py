@@ -17,8 +17,10 @@ from bffs.catalog import Catalog, list_catalog
 from bffs.readahead import Readahead
 from bffs.s3 import S3Store
 from bffs.settings import Dataset, Settings, load_dataset
+from bffs.shapes import Shapes
 from bffs.tree import Folder, Tree
 from bffs.units import GIB, MIB
+from bffs.views import Choice
 from tests.s3server import LAYOUT, TOTAL_BYTES, S3Server
 
 SLICES = 53_705
@@ -61,7 +63,9 @@ def tree(
     cache = DiskCache(tmp_path_factory.mktemp("dataset") / "cache", dataset, GIB)
     blocks = BlockReader(store, cache, memory=64 * MIB, connections=2)
     readahead = Readahead(blocks, memory=64 * MIB, most=None)
-    yield Tree(layout.build(catalog, dataset, readahead, cache))
+    settings = Settings(dataset=dataset, cache_dir=tmp_path_factory.mktemp("shapes"))
+    choice = Choice(Shapes(settings, blocks, cache), dataset.voxel, 128)
+    yield Tree(layout.build(catalog, dataset, readahead, cache, choice))
     cache.close()
 
 
@@ -130,7 +134,7 @@ def test_the_specimen_of_both_sets_is_in_both_folders(catalog: Catalog, tree: Tr
 
 
 def test_the_tree(tree: Tree) -> None:
-    assert list(tree.root.entries) == ["specimens_manifest.json", "test", "train"]
+    assert list(tree.root.entries) == ["specimens_manifest.json", "stacks", "test", "train"]
     folders = {}
     for split, count in (("train", 105), ("test", 10)):
         node = tree.find(f"/{split}")

@@ -69,6 +69,7 @@ def test_without_a_word_it_is_the_built_in_dataset(home: Path) -> None:
     assert settings.dataset.bucket == "brightfield-auto-reconstruction-competition"
     assert settings.dataset.region == "us-west-1"
     assert dict(settings.dataset.splits) == {"TEST_DATA_SET/": "test", "": "train"}
+    assert settings.dataset.voxel == (0.28, 0.1144, 0.1144)
     assert settings.dataset.access_key_id
     assert settings.dataset.secret_access_key
     assert settings.cache_dir == home / ".cache/bffs"
@@ -130,6 +131,7 @@ GIVEN: dict[str, tuple[str, Callable[[Settings], object], object]] = {
     "memory": ("64M", lambda s: s.memory, 64 * MIB),
     "max_connections": ("256", lambda s: s.max_connections, 256),
     "readahead": ("off", lambda s: s.readahead, 0),
+    "shutu_overlap": ("64", lambda s: s.shutu_overlap, 64),
     "refresh_after": ("1.5", lambda s: s.refresh_after, 5400.0),
 }
 
@@ -240,6 +242,7 @@ REFUSED = [
     ("max_connections", "many", "is not a number from 1 to 256"),
     ("readahead", "on", "'on' is not auto, off or a size such as 64M"),
     ("readahead", "5X", "is not a size"),
+    ("shutu_overlap", "-1", "is no number of rows"),
     ("refresh_after", "soon", "is no number of hours"),
     ("refresh_after", "0", "is no number of hours"),
     ("endpoint_url", "s3.example.org", "is not an endpoint such as https://"),

@@ -23,9 +23,11 @@ from bffs.catalog import Catalog, list_catalog
 from bffs.readahead import Readahead
 from bffs.s3 import S3Store
 from bffs.settings import Dataset, Settings
+from bffs.shapes import Shapes
 from bffs.store import ObjectStore
 from bffs.tree import Folder, Node, Tree, inode
 from bffs.units import GIB, MIB
+from bffs.views import Choice
 from tests.fakes import MTIME, FakeStore
 from tests.s3server import S3Server, Source
 
@@ -69,7 +71,9 @@ class Made(Tree):
         self.blocks = BlockReader(store, self.cache, memory=64 * MIB, connections=2)
         self.blocks.start()
         readahead = Readahead(self.blocks, memory=64 * MIB, most=0)
-        super().__init__(layout.build(self.catalog, dataset, readahead, self.cache))
+        settings = Settings(dataset=dataset, cache_dir=folder / "cache")
+        choice = Choice(Shapes(settings, self.blocks, self.cache), dataset.voxel, 128)
+        super().__init__(layout.build(self.catalog, dataset, readahead, self.cache, choice))
 
     def read(self, path: str) -> bytes:
         node = self.find(path)
@@ -101,8 +105,16 @@ def walk(folder: Folder, path: str = "") -> Iterator[tuple[str, Node]]:
 
 
 def test_every_object_has_one_path(tree: Made) -> None:
-    assert [path for path, _ in walk(tree.root)] == [
+    found = [path for path, _ in walk(tree.root)]
+    assert [path for path in found if path.count("/") < 4 or "/stacks/" not in path] == [
         "/specimens_manifest.json",
+        "/stacks",
+        "/stacks/test",
+        "/stacks/test/9",
+        "/stacks/train",
+        "/stacks/train/7",
+        "/stacks/train/8",
+        "/stacks/train/9",
         "/test",
         "/test/9",
         "/test/9/b-0010.tif",
@@ -162,7 +174,14 @@ def test_a_split_without_specimens_is_an_empty_folder(tmp_path: Path) -> None:
 
 def test_an_empty_bucket_is_an_empty_tree(tmp_path: Path) -> None:
     tree = Made(FakeStore({}), tmp_path)
-    assert [path for path, _ in walk(tree.root)] == ["/specimens_manifest.json", "/test", "/train"]
+    assert [path for path, _ in walk(tree.root)] == [
+        "/specimens_manifest.json",
+        "/stacks",
+        "/stacks/test",
+        "/stacks/train",
+        "/test",
+        "/train",
+    ]
     assert json.loads(tree.read("/specimens_manifest.json")) == {}
     tree.close()
 
@@ -185,11 +204,39 @@ def test_attributes_of_files(tree: Made) -> None:
 
 def test_a_folder_weighs_what_is_below_it(tree: Made) -> None:
     for path, node in [("", tree.root), *walk(tree.root)]:
-        if isinstance(node, Folder):
-            below = [n for _, n in walk(node) if not isinstance(n, Folder)]
+        if isinstance(node, Folder) and not path.startswith("/stacks"):
+            below = [n for p, n in walk(node, path) if not p.startswith("/stacks/")]
+            files = [n for n in below if not isinstance(n, Folder)]
             folders = [n for n in node.entries.values() if isinstance(n, Folder)]
-            assert node.attributes.size == sum(n.attributes.size for n in below), path
+            assert node.attributes.size == sum(n.attributes.size for n in files), path
             assert node.attributes.nlink == 2 + len(folders)
+
+
+def test_stacks_weigh_nothing(tree: Made) -> None:
+    for path, node in [("", tree.root), *walk(tree.root)]:
+        if path.startswith("/stacks"):
+            assert (node.attributes.size == 0) == isinstance(node, Folder), path
+            assert isinstance(node, Folder) or node.attributes.blocks == 1
+    assert tree.find("/stacks").attributes.nlink == 4
+    assert tree.find("/stacks/train/7").attributes.nlink == 1  # not known without its entries
+
+
+def test_stacks_are_what_the_slices_allow(tree: Made) -> None:
+    def names(path: str) -> list[str]:
+        folder = tree.find(path)
+        assert isinstance(folder, Folder)
+        return list(folder.entries)
+
+    assert names("/stacks/test/9") == [
+        "9.imagej.tif",
+        "9.ome.btf",
+        "9.ome.zarr",
+        "9.v3draw",
+        "ome",
+        "shutu",
+    ]
+    assert names("/stacks/train/8") == []  # no slices
+    assert names("/stacks/train/9") == []  # no TIFF
     assert tree.find("/train/7").attributes.mtime == MTIME
 
 

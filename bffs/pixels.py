@@ -1,0 +1,110 @@
+"""The pixels of slices, wherever in their objects they lie, and the proof that they lie there.
+
+A stack file promises from the first `stat` that all slices have one layout; what is known then is
+the header of one. So each slice's header is read - a few KiB, through the same blocks as everything
+else - before its first pixel is given out. A slice that keeps the promise is remembered, and equal
+tables of strips are kept once; one that breaks it is an error, now and later.
+
+Threads: any number may read; two that meet a slice first at the same time look at it twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from bffs.blocks import BlockReader
+from bffs.content import Content, ObjectContent
+from bffs.errors import BffsError
+from bffs.store import ObjectInfo
+from bffs.tiff import Runs, SliceLayout, slice_header
+
+log = logging.getLogger(__name__)
+
+
+class BrokenPromise(BffsError):
+    """A slice is not what its stack's files say it is."""
+
+    errno = errno.EIO
+
+
+class Pixels:
+    """The pixels of one specimen's slices, all of one `layout`.
+
+    `follow` makes the content of a slice whose readers are followed; headers are read past it.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockReader,
+        slices: Sequence[ObjectInfo],
+        layout: SliceLayout,
+        follow: Callable[[int], Content],
+    ) -> None:
+        self._blocks = blocks
+        self._slices = slices
+        self.layout = layout
+        self._follow = follow
+        self._found: dict[int, Runs | str] = {}
+        self._tables: dict[Runs, Runs] = {}
+
+    def content(self, index: int) -> Content:
+        """The pixels of a slice, row by row without a gap; its header is read when they are."""
+        return _SlicePixels(self, index, self._follow(index))
+
+    def runs(self, index: int) -> Runs:
+        """Where the pixels of a slice lie. Raises BrokenPromise, or BffsError if its header can't
+        be read."""
+        found = self._found.get(index)
+        if found is None:
+            found = self._look(index)
+            if self._found.setdefault(index, found) is found and isinstance(found, str):
+                log.error("%s; its stack's files can't be read here", found)
+        if isinstance(found, str):
+            raise BrokenPromise(found)
+        return found
+
+    def _look(self, index: int) -> Runs | str:
+        obj = self._slices[index]
+        header = slice_header(ObjectContent(self._blocks, obj))
+        if header is None:
+            return f"{obj.key} is not a TIFF that bffs understands"
+        if header.runs is None:
+            return f"{obj.key} is {header.obstacle}"
+        if header.layout != self.layout:
+            return (
+                f"{obj.key} has {header.layout.height} x {header.layout.width} {header.layout.dtype},"
+                f" not {self.layout.height} x {self.layout.width} {self.layout.dtype} like the others"
+            )
+        return self._tables.setdefault(header.runs, header.runs)
+
+
+class _SlicePixels:
+    """The pixels of one slice; see `Content`."""
+
+    def __init__(self, pixels: Pixels, index: int, content: Content) -> None:
+        self._pixels = pixels
+        self._index = index
+        self._content = content
+        self._runs: Runs | None = None
+        self.size = pixels.layout.bytes
+
+    def read_into(self, offset: int, into: memoryview) -> int:
+        runs = self._runs
+        if runs is None:
+            runs = self._runs = self._pixels.runs(self._index)
+        starts, offsets = runs
+        size = max(0, min(len(into), self.size - offset))
+        done = 0
+        while done < size:
+            at = offset + done
+            run = bisect_right(starts, at) - 1
+            end = starts[run + 1] if run + 1 < len(starts) else self.size
+            n = min(size - done, end - at)
+            place = offsets[run] + at - starts[run]
+            if self._content.read_into(place, into[done : done + n]) < n:
+                raise BrokenPromise("a slice ends before its pixels do")
+            done += n
+        return size

@@ -1,0 +1,215 @@
+"""`stacks/<split>/<id>/`: the files of `stacks` as nodes of the tree.
+
+::
+
+    <id>.imagej.tif  <id>.ome.btf  <id>.v3draw
+    <id>.ome.zarr/  .zgroup .zattrs 0/.zarray 0/<z>/<band>/0
+    ome/<id>.companion.ome
+    shutu/<id>-<n>.tif  <id>-StitchCoord.txt  <id>-.StitchCoord.txt
+
+What is in such a folder depends on a header of the specimen (`shapes`), so that its first listing
+costs one small request, and its name none. These files are views: they take no room, and neither
+they nor their folders count in the size of what is above them.
+
+Threads: any; what is made lazily may be made twice, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import xxhash
+
+from bffs import stacks
+from bffs.blocks import BlockReader
+from bffs.catalog import Specimen, unusable
+from bffs.content import Content, MappedContent
+from bffs.pixels import Pixels
+from bffs.readahead import SpecimenReadahead
+from bffs.shapes import Shapes
+from bffs.stacks import Stack, StackFile, Unfit, ZarrArray
+from bffs.tree import Attributes, Folder, Node, Numbered, Weight, file_attributes
+
+ROOT = "stacks"
+
+_NOT_KNOWN = -1
+"""Folders in a folder whose entries aren't known yet."""
+
+
+class Choice(NamedTuple):
+    """What all stacks of a mount are made with: how shapes are learnt, the size of a voxel in
+    micrometres along z, y, x, and the rows that ShuTu's tiles share."""
+
+    shapes: Shapes
+    voxel: tuple[float, float, float] | None
+    overlap: int
+
+
+class StackFolder:
+    """The folder of one specimen's stack. `follower` makes what follows the readers of its slices."""
+
+    def __init__(
+        self,
+        specimen: Specimen,
+        choice: Choice,
+        blocks: BlockReader,
+        follower: Callable[[], SpecimenReadahead],
+    ) -> None:
+        self._specimen = specimen
+        self._choice = choice
+        self._blocks = blocks
+        self._follower = follower
+        self._mtime = max(obj.mtime for obj in specimen.objects())
+        self._path = f"/{ROOT}/{specimen.split}/{specimen.id}"
+        self.folder = self._folder(self._path, self._entries, _NOT_KNOWN)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the entries have been asked for."""
+        return "entries" in self.folder.__dict__
+
+    def _folder(
+        self, path: str, entries: Callable[[], Mapping[str, Node]], folders: int = 0
+    ) -> Folder:
+        return Folder(path, lambda: Weight(0, self._mtime, folders), entries)
+
+    def _entries(self) -> dict[str, Node]:
+        shape = self._choice.shapes.learn(self._specimen)
+        stack, obstacle = stacks.views(
+            self._specimen, shape.layout, shape.obstacle, self._choice.voxel
+        )
+        if stack is None:
+            return {}
+        entries: dict[str, Node] = {}
+        name = self._specimen.id
+        with suppress(Unfit):
+            entries["ome"] = self._companion(stack)
+        if not obstacle:
+            for ending, make in stacks.WHOLE.items():
+                with suppress(Unfit):
+                    entries[name + ending] = self._file(
+                        f"{self._path}/{name}{ending}", partial(make, stack)
+                    )
+            entries[name + stacks.ZARR] = self._zarr(stack)
+            with suppress(Unfit):
+                entries["shutu"] = self._shutu(stack)
+        return {name: node for name, node in entries.items() if unusable(name) is None}
+
+    # -- what is in it --------------------------------------------------------------------------------------
+
+    def _file(self, path: str, make: Callable[[], StackFile]) -> _StackNode:
+        return _StackNode(self, path, make)
+
+    def _companion(self, stack: Stack) -> Folder:
+        path = f"{self._path}/ome"
+        name = self._specimen.id + stacks.COMPANION
+        file = self._file(f"{path}/{name}", lambda: stacks.companion(self._specimen, stack))
+        return self._folder(path, lambda: {name: file})
+
+    def _shutu(self, stack: Stack) -> Folder:
+        path = f"{self._path}/shutu"
+        name = stack.id
+        tiles = stacks.shutu_tiles(stack, self._choice.overlap)
+        stacks.shutu_tile(stack, tiles[0])  # raises Unfit for all of them
+
+        def entries() -> dict[str, Node]:
+            files: dict[str, Callable[[], StackFile]] = {
+                f"{name}-{number}.tif": partial(stacks.shutu_tile, stack, tile)
+                for number, tile in enumerate(tiles, 1)
+            }
+            for ending in ("-StitchCoord.txt", "-.StitchCoord.txt"):
+                files[name + ending] = lambda: StackFile(stacks.stitch_coordinates(stack, tiles))
+            return {each: self._file(f"{path}/{each}", make) for each, make in files.items()}
+
+        return self._folder(path, entries)
+
+    def _zarr(self, stack: Stack) -> Folder:
+        path = f"{self._path}/{stack.id}{stacks.ZARR}"
+        array = stacks.zarr_array(stack)
+        files: dict[str, bytes] = {
+            ".zgroup": stacks.zarr_group(),
+            ".zattrs": stacks.zarr_attributes(stack),
+        }
+        entries: dict[str, Node] = {
+            name: self._file(f"{path}/{name}", partial(StackFile, data))
+            for name, data in files.items()
+        }
+        entries["0"] = self._zarr_array(f"{path}/0", array)
+        return self._folder(path, lambda: entries, 1)
+
+    def _zarr_array(self, path: str, array: ZarrArray) -> Folder:
+        """The chunks are hundreds of thousands: they and their folders are made when looked up."""
+        metadata = self._file(f"{path}/.zarray", lambda: StackFile(array.metadata()))
+
+        def chunk(z: int, band: int) -> Node:
+            return self._file(f"{path}/{z}/{band}/0", lambda: array.chunk(z, band))
+
+        def row(z: int, band: int) -> Node:
+            return self._folder(f"{path}/{z}/{band}", lambda: Numbered(1, lambda _: chunk(z, band)))
+
+        def plane(z: int) -> Node:
+            return self._folder(
+                f"{path}/{z}",
+                lambda: Numbered(array.bands, lambda band: row(z, band)),
+                array.bands,
+            )
+
+        depth = array.stack.depth
+        return self._folder(path, lambda: Numbered(depth, plane, {".zarray": metadata}), depth)
+
+    # -- what its files share ---------------------------------------------------------------------------------
+
+    @cached_property
+    def version(self) -> str:
+        """That of all files: the versions of all slices."""
+        return xxhash.xxh3_64_hexdigest(
+            "\n".join(obj.etag for obj in self._specimen.slices).encode()
+        )
+
+    @property
+    def mtime(self) -> int:
+        """Seconds since 1970: that of the latest slice."""
+        return self._mtime
+
+    def slice_content(self, index: int) -> Content:
+        """The pixels of a slice."""
+        return self._pixels.content(index)
+
+    @cached_property
+    def _pixels(self) -> Pixels:
+        shape = self._choice.shapes.learn(self._specimen)
+        assert shape.layout is not None
+        follower = self._follower()
+        follower.preface = shape.header
+        return Pixels(self._blocks, self._specimen.slices, shape.layout, follower.content)
+
+
+class _StackNode:
+    """A synthesized file; what it is made of is computed anew whenever it is opened."""
+
+    __slots__ = ("_folder", "_make", "_path", "_size")
+
+    def __init__(self, folder: StackFolder, path: str, make: Callable[[], StackFile]) -> None:
+        self._folder = folder
+        self._path = path
+        self._make = make
+        self._size = make().size
+
+    @property
+    def attributes(self) -> Attributes:
+        # One block and not none: tar takes files without any for nothing but holes.
+        return file_attributes(self._path, self._size, self._folder.mtime)._replace(blocks=1)
+
+    @property
+    def version(self) -> str:
+        return self._folder.version
+
+    def open(self) -> Content:
+        head, slices, span, data_at, fill = self._make()
+        return MappedContent(head, data_at, slices, span, fill, self._folder.slice_content)
+
+    def xattrs(self) -> dict[str, bytes]:
+        return {}
