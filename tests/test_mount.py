@@ -78,8 +78,9 @@ def tree(mounter: Mounter) -> Path:
 
 
 def files_below(folder: Path) -> dict[str, Path]:
-    """All files, by their names relative to `folder`."""
-    return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    """All files that are not views of others, by their names relative to `folder`."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in files.items() if not name.startswith("stacks/")}
 
 
 def digest(content: bytes) -> str:
@@ -114,7 +115,10 @@ def test_sizes_times_and_modes_are_those_of_the_objects(tree: Path) -> None:
 
 
 def test_a_folder_weighs_what_is_below_it(tree: Path) -> None:
-    for folder in (tree, *(path for path in tree.rglob("*") if path.is_dir())):
+    folders = {path for path in tree.rglob("*") if path.is_dir()}
+    stacks = {path for path in folders if path.relative_to(tree).parts[0] == "stacks"}
+    assert {path.stat().st_size for path in stacks} == {0}
+    for folder in {tree} | folders - stacks:
         files = files_below(folder).values()
         found = folder.stat()
         assert found.st_size == sum(path.stat().st_size for path in files)
@@ -147,6 +151,7 @@ def test_ls_and_du_and_df_show_the_sizes(tree: Path) -> None:
     assert [line[4] for line in lines] == [as_ls_says(sizes[name]) for name in by_size]
     assert "5.8M" in shell('ls -lh "$F"', F=tree / LARGE)[0]
     blocks = sum(path.stat().st_blocks for path in files_below(tree).values())
+    blocks += sum(path.is_file() for path in (tree / "stacks").rglob("*"))
     assert shell('du -s --block-size=512 "$M"', M=tree) == [f"{blocks}\t{tree}"]
     size, used, free = map(
         int, shell('df --block-size=1 --output=size,used,avail "$M"', M=tree)[1].split()
