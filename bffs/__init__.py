@@ -23,7 +23,9 @@ The map: a module imports only from lines below its own, and modules that share 
     cachefile | index | snapshot  a cached object: sparse file, checksums | the cache's ledger | a catalog, kept
     pins                          which specimens stay in the cache
     kept | late                   small files beside the cache, whole or not at all | the store, connected when needed
-    catalog | s3                  a listing as specimens | the only import of boto3: retries, error translation
+    catalog | s3                  a listing as specimens | listings and ranges of a bucket, tried again where it helps
+    body | client | patience      an answer's body, received | the only import of boto3 | pauses, and what is a stall
+    explain                       what went wrong with the store, in our words
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
     receiver                      bodies of many answers, received by one thread
     private                       folders of this user alone

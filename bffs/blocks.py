@@ -41,7 +41,14 @@ from typing import Any, NamedTuple
 from cachetools import LRUCache
 
 from bffs.cache import BLOCK, CachedObject, DiskCache, checksum
-from bffs.errors import BffsError, Closing, ObjectChanged
+from bffs.errors import (
+    BffsError,
+    Closing,
+    ObjectChanged,
+    StoreBusy,
+    StoreError,
+    StoreUnreachable,
+)
 from bffs.link import MIN_PIECE, Link
 from bffs.store import ByteRange, ObjectInfo, ObjectStore
 from bffs.units import MIB
@@ -103,12 +110,16 @@ class Counters:
 
 
 class _Waiter:
-    """A reader that waits for some blocks of a part."""
+    """A reader that waits for some blocks of a part, `until` then (`time.monotonic`).
 
-    __slots__ = ("error", "gate", "need")
+    `error` is why they have not come yet, or never will.
+    """
 
-    def __init__(self, need: int) -> None:
+    __slots__ = ("error", "gate", "need", "until")
+
+    def __init__(self, need: int, until: float) -> None:
         self.need = need
+        self.until = until
         self.error: BaseException | None = None
         self.gate = threading.Lock()
         self.gate.acquire()
@@ -232,9 +243,16 @@ class BlockReader:
     """Reads objects of one store through one disk cache; see the module."""
 
     def __init__(
-        self, store: ObjectStore, cache: DiskCache, *, memory: int, connections: int
+        self,
+        store: ObjectStore,
+        cache: DiskCache,
+        *,
+        memory: int,
+        connections: int,
+        deadline: float = 300.0,
     ) -> None:
         self._store = store
+        self._deadline = deadline
         self._cache = cache
         self._connections = connections
         self._prefetchers = connections - min(RESERVED, connections // 4)
@@ -343,8 +361,8 @@ class BlockReader:
         """Fill `into` with the bytes of `obj` from `offset` on; returns how many there were before
         the end.
 
-        Waits until they are here. Raises StoreError when they can't be had, Closing at the end of
-        the mount.
+        Waits until they are here, or until the deadline: `deadline` seconds from now. Raises
+        StoreError when they can't be had, Closing at the end of the mount.
         """
         size = min(len(into), obj.size - offset)
         if size <= 0:
@@ -353,6 +371,7 @@ class BlockReader:
             raise ObjectChanged(f"{obj.key} has changed since it was opened")
         cached: CachedObject | None = None
         refreshed = False
+        until = 0.0
         done = 0
         while done < size:
             at, rest = offset + done, into[done:size]
@@ -361,7 +380,8 @@ class BlockReader:
                 cached = cached or self._cache.open(obj)
                 n = self._copy_from_disk(cached, at, rest)
                 if not n and refreshed:
-                    n = self._wait(obj, cached, at, rest)
+                    until = until or time.monotonic() + self._deadline
+                    n = self._wait(obj, cached, at, rest, until)
                 elif not n:
                     cached.refresh()
                     refreshed = True
@@ -409,7 +429,9 @@ class BlockReader:
                 self.counters.from_disk += n
         return n
 
-    def _wait(self, obj: ObjectInfo, cached: CachedObject, offset: int, into: memoryview) -> int:
+    def _wait(
+        self, obj: ObjectInfo, cached: CachedObject, offset: int, into: memoryview, until: float
+    ) -> int:
         """Demand what is missing, wait for the first run of it in one part, and copy that; how many
         bytes that was, 0 to look again.
 
@@ -432,26 +454,34 @@ class BlockReader:
             elif not self._make_room(part, need, 0):
                 part = None
             if part is None:
-                self._room.wait()
+                if not self._room.wait(until - time.monotonic()):
+                    raise StoreUnreachable(f"{obj.key}: no memory became free in time")
                 return 0
             self._demands.extend(_Want(obj, *run) for run in runs)
             self._work.notify()
             if part.have & need == need:
                 return 0
-            waiter = _Waiter(need)
+            waiter = _Waiter(need, until)
             part.waiters.append(waiter)
             self._pin(part)
             self.counters.waits += 1
-        waiter.gate.acquire()
         try:
-            if waiter.error is not None:
-                raise waiter.error
+            if not self._is_served(waiter, part):
+                raise waiter.error or StoreUnreachable(f"{obj.key} did not come in time")
             n = self._copy_part(part, start, into)
             self.counters.from_memory += n
             return n
         finally:
             with self._lock:
                 self._unpin(part)
+
+    def _is_served(self, waiter: _Waiter, part: _Part) -> bool:
+        """Wait until `waiter` is woken, or its time is up; whether its blocks are here."""
+        if not waiter.gate.acquire(timeout=max(0.0, waiter.until - time.monotonic())):
+            with self._lock:
+                if waiter in part.waiters:
+                    part.waiters.remove(waiter)
+        return part.have & waiter.need == waiter.need
 
     # -- prefetching -------------------------------------------------------------------------------------------
 
@@ -597,7 +627,9 @@ class BlockReader:
         part, span = piece.part, piece.span
         view = part.buffer.view[span.start : span.stop]
         begun = time.monotonic()
+        end = begun + self._deadline
         done = first = 0
+        smooth = persisting = True
 
         def advance(filled: int) -> None:
             nonlocal begun, done, first
@@ -608,7 +640,7 @@ class BlockReader:
                 part.sums[piece.first + n] = checksum(view[n * BLOCK : (n + 1) * BLOCK])
             now = time.monotonic()
             with self._lock:
-                if not done:
+                if not done and smooth:
                     self.link.answered(now - begun, now, saturated=self._saturated)
                     begun, first = now, stop
                 size = min(stop * BLOCK, len(view)) - done * BLOCK
@@ -617,18 +649,37 @@ class BlockReader:
                 self._arrived(part, ((1 << (stop - done)) - 1) << (piece.first + done))
             done = stop
 
+        def persist(error: StoreError) -> bool:
+            """Go on while somebody waits, and until the deadline in case somebody comes."""
+            nonlocal persisting, smooth
+            smooth = False
+            now = time.monotonic()
+            with self._lock:
+                if isinstance(error, StoreBusy):
+                    self.link.refused()
+                missing = piece.mask & ~part.have
+                waiting = [w for w in part.waiters if w.need & missing]
+                for waiter in waiting:
+                    waiter.error = error
+                persisting = not self._closing and now < max([end, *(w.until for w in waiting)])
+                if not persisting:
+                    self._give_up_fetching(piece, error)
+            return persisting
+
         try:
-            self._store.read_into(part.obj, part.index * PART + span.start, view, advance)
+            start = part.index * PART + span.start
+            self._store.read_into(part.obj, start, view, advance, persist)
             with self._lock:
-                self.link.transferred((done - first) * BLOCK, time.monotonic() - begun)
+                if smooth:
+                    self.link.transferred((done - first) * BLOCK, time.monotonic() - begun)
         except BaseException as error:
-            with self._lock:
-                # At once: a demand made in between would take these blocks for being on their way.
-                part.busy &= ~piece.mask
-                self._fail(part, piece.mask & ~part.have, error)
+            if persisting:
+                with self._lock:
+                    self._give_up_fetching(piece, error)
             if not isinstance(error, BffsError):
                 raise
-            log.log(logging.WARNING if piece.demanded else logging.INFO, "%s", error)
+            if not self._closing:
+                log.log(logging.WARNING if piece.demanded else logging.INFO, "%s", error)
         finally:
             with self._lock:
                 if not piece.demanded:
@@ -653,6 +704,14 @@ class BlockReader:
             for waiter in [w for w in part.waiters if part.have & w.need == w.need]:
                 part.waiters.remove(waiter)
                 waiter.gate.release()
+
+    def _give_up_fetching(self, piece: _Piece, error: BaseException) -> None:
+        """Fail who waits for what is missing of `piece`; lock held.
+
+        At once: a demand made in between would take these blocks for being on their way.
+        """
+        piece.part.busy &= ~piece.mask
+        self._fail(piece.part, piece.mask & ~piece.part.have, error)
 
     def _fail(self, part: _Part, mask: int, error: BaseException) -> None:
         """Wake who waits for any of these blocks, with `error`; lock held."""

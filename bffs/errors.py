@@ -6,6 +6,7 @@ The tree, with `exit_code` and errno::
     |- UsageError           2  EINVAL  an option, a value or a configuration file makes no sense
     |- StoreError           1  EIO     the object store answered, but not with what was asked
     |  |- StoreUnreachable  3  EIO     no answer: name, route, TLS, time-out; never "absent"
+    |  |- StoreBusy         1  EIO     too many requests for the store (503 SlowDown, 429)
     |  |- AccessDenied      4  EACCES  the store refused these credentials
     |  |- NoSuchBucket      1  EIO     the store knows no such bucket
     |  |- ObjectChanged     1  ESTALE  no longer the version that was listed, or gone
@@ -45,6 +46,14 @@ class StoreUnreachable(StoreError):
     """The store did not answer. Says nothing about whether an object exists."""
 
     exit_code = 3
+
+
+class StoreBusy(StoreError):
+    """The store wants fewer requests, and none for `retry_after` seconds if it said so (else 0)."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class AccessDenied(StoreError):

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from bffs.errors import StoreError
 from bffs.settings import Settings
 from bffs.store import Listing, ObjectInfo
 
@@ -24,6 +25,7 @@ class LateStore:
         self._settings = settings
         self._lock = threading.Lock()
         self._store: S3Store | None = None
+        self._stopped = threading.Event()
 
     def connect(self) -> S3Store:
         """The store itself. Raises UsageError."""
@@ -31,11 +33,18 @@ class LateStore:
 
         with self._lock:
             if self._store is None:
-                self._store = S3Store(self._settings)
+                self._store = S3Store(self._settings, self._stopped)
             return self._store
+
+    def stop(self) -> None:
+        """See `S3Store.stop`; from now on nothing is tried again."""
+        self._stopped.set()
+        if self._store is not None:
+            self._store.stop()
 
     def close(self) -> None:
         """Close what was connected."""
+        self._stopped.set()
         if self._store is not None:
             self._store.close()
 
@@ -44,7 +53,12 @@ class LateStore:
         return self.connect().list(prefix, folders=folders)
 
     def read_into(
-        self, obj: ObjectInfo, start: int, buffer: memoryview, advance: Callable[[int], None]
+        self,
+        obj: ObjectInfo,
+        start: int,
+        buffer: memoryview,
+        advance: Callable[[int], None],
+        persist: Callable[[StoreError], bool],
     ) -> None:
         """See `ObjectStore.read_into`."""
-        self.connect().read_into(obj, start, buffer, advance)
+        self.connect().read_into(obj, start, buffer, advance, persist)

@@ -28,6 +28,10 @@ SLACK = 0.015
 """A first block may take `PATIENCE` times as long as at best, and `SLACK` seconds more, before the
 window shrinks."""
 
+YIELD = 0.9
+"""What is left of the window when the store refuses a request. Against the `MIN_PIECE` that each
+good answer adds, one refusal in twenty is nothing, and every second leaves the least."""
+
 SHRINK = 0.5
 SMOOTHING = 1 / 8
 
@@ -108,6 +112,10 @@ class Link:
         elif saturated:
             grown = self.piece if self._starting else MIN_PIECE
             self.window = min(self.window + grown, self._most)
+
+    def refused(self) -> None:
+        """The store wants fewer requests."""
+        self.window = max(int(self.window * YIELD), MIN_WINDOW)
 
     def arrived(self, size: int, now: float) -> None:
         """`size` more bytes are here, of whichever request."""

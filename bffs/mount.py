@@ -173,9 +173,14 @@ def _drive(
         cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
         stack.callback(cache.close)
         blocks = BlockReader(
-            store, cache, memory=settings.memory, connections=settings.max_connections
+            store,
+            cache,
+            memory=settings.memory,
+            connections=settings.max_connections,
+            deadline=settings.deadline,
         )
         stack.callback(blocks.close)
+        stack.callback(store.stop)
         readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
         shapes = Shapes(settings, blocks, cache)
         choice = Choice(shapes, settings.dataset.voxel, settings.shutu_overlap)

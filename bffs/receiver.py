@@ -15,6 +15,7 @@ single operations are atomic; the one lock is for starting and closing.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
@@ -46,9 +47,12 @@ class _Transfer:
         "error",
         "filled",
         "gate",
+        "longest",
         "moved",
         "patience",
+        "slowest",
         "sock",
+        "stepped",
     )
 
     def __init__(
@@ -58,14 +62,17 @@ class _Transfer:
         filled: int,
         advance: Callable[[int], None],
         patience: float,
+        slowest: float,
     ) -> None:
         self.sock = sock
         self.buffer = buffer
         self.filled = filled
         self.advance = advance
         self.patience = patience
+        self.slowest = slowest
         self.awaited = 0
-        self.moved = time.monotonic()
+        self.moved = self.stepped = time.monotonic()
+        self.longest = 0.0
         self.error: BaseException | None = None
         self.gate = threading.Lock()
         self.gate.acquire()
@@ -88,6 +95,9 @@ class _Transfer:
             return True
         self.filled += n
         self.moved = time.monotonic()
+        if n >= self.awaited:
+            self.longest = max(self.longest, self.moved - self.stepped)
+            self.stepped = self.moved
         self.advance(self.filled)
         if self.filled == len(self.buffer):
             return True
@@ -114,15 +124,18 @@ class Receiver:
         filled: int,
         advance: Callable[[int], None],
         patience: float,
-    ) -> int:
-        """Fill `buffer` from `filled` on; returns how far it got before the peer closed.
+        slowest: float = math.inf,
+    ) -> tuple[int, float]:
+        """Fill `buffer` from `filled` on; returns how far it got before the peer closed, and the
+        seconds that its slowest step took.
 
         `advance(n)` is called whenever more of the buffer, now its first `n` bytes, has come. The
-        socket is left non-blocking. Raises TimeoutError when nothing comes for `patience` seconds,
-        another OSError for a broken connection or after `close`, and whatever `advance` raises.
+        socket is left non-blocking. Raises TimeoutError when nothing comes for `patience` seconds
+        or a step takes more than `slowest`, another OSError for a broken connection or after
+        `close`, and whatever `advance` raises.
         """
         self._start()
-        transfer = _Transfer(sock, buffer, filled, advance, patience)
+        transfer = _Transfer(sock, buffer, filled, advance, patience, slowest)
         sock.setblocking(False)
         transfer.await_step()
         fd = sock.fileno()
@@ -134,7 +147,7 @@ class Receiver:
         if transfer.error is not None:
             raise transfer.error
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        return transfer.filled
+        return transfer.filled, transfer.longest
 
     def close(self) -> None:
         """End all transfers with an error, and the thread. Not from `advance`."""
@@ -171,9 +184,10 @@ class Receiver:
 
     def _sweep(self, now: float) -> None:
         for fd, transfer in tuple(self._transfers.items()):
-            if now - transfer.moved >= SWEEP:
+            if now - transfer.stepped >= SWEEP:
                 self._serve_one(fd)
-                if now - transfer.moved > transfer.patience:
+                silent, slow = now - transfer.moved, now - transfer.stepped
+                if silent > transfer.patience or slow > transfer.slowest:
                     self._end(fd, TimeoutError())
 
     def _serve_one(self, fd: int) -> None:

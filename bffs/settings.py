@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from bffs.errors import UsageError
-from bffs.units import GIB, MIB, format_size, parse_size
+from bffs.units import GIB, MIB, format_size, parse_duration, parse_size
 
 DEFAULT_DATASET = "brightfield"
 DEFAULT_REGION = "us-east-1"
@@ -69,6 +69,9 @@ class Settings:
     cache_size: int = 50 * GIB
     memory: int = 512 * MIB
     max_connections: int = 32
+    deadline: float = 300.0
+    """Seconds that a read waits for a store that is away."""
+
     refresh_after: float = 24 * 3600.0
     """Seconds after which a mount lists the bucket anew."""
 
@@ -201,6 +204,13 @@ def _hours(text: str) -> float:
     return hours * 3600
 
 
+def _deadline(text: str) -> float:
+    seconds = parse_duration(text)
+    if not 1 <= seconds <= 24 * 3600:
+        raise ValueError(f"{text!r} is not from 1s to 24h")
+    return seconds
+
+
 def _readahead(text: str) -> int | None:
     match text.lower():
         case "auto":
@@ -266,6 +276,7 @@ _OF_SETTINGS = (
     Option("cache-size", "SIZE", _size_from(MIB), "50G", "Most that the disk cache holds."),
     Option("memory", "SIZE", _size_from(64 * MIB), "512M", "Memory for blocks, 64M at least."),
     Option("max-connections", "N", _connections, "32", "Connections to the store, 1 to 256."),
+    Option("deadline", "TIME", _deadline, "5m", "Longest that a read waits for a store that is away."),
     Option("readahead", "auto|off|SIZE", _readahead, "auto", "Most to read ahead."),
     Option("shutu-overlap", "ROWS", _rows, "128", "Rows that neighbouring tiles for ShuTu share."),
     Option("refresh-after", "HOURS", _hours, "24", "Age at which a mount lists the bucket anew."),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+from bffs.errors import StoreError
+
 
 class ObjectInfo(NamedTuple):
     """One version of one object, as it was listed.
@@ -52,12 +54,19 @@ class ObjectStore(Protocol):
         ...
 
     def read_into(
-        self, obj: ObjectInfo, start: int, buffer: memoryview, advance: Callable[[int], None]
+        self,
+        obj: ObjectInfo,
+        start: int,
+        buffer: memoryview,
+        advance: Callable[[int], None],
+        persist: Callable[[StoreError], bool],
     ) -> None:
         """Fill `buffer` with the bytes of this version of `obj` from offset `start` on.
 
         `advance(n)` is called, from whichever thread, as soon as the first `n` bytes of the buffer
-        are valid, for growing `n` and last with the buffer's length. Raises ObjectChanged where the
-        version is gone, StoreError otherwise; what `advance` has reported stays valid even then.
+        are valid, for growing `n` and last with the buffer's length. `persist(error)` is asked,
+        from this thread, after each failure that may pass, whether to go on. Raises ObjectChanged
+        where the version is gone, StoreError otherwise; what `advance` has reported stays valid
+        even then.
         """
         ...

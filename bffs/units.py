@@ -13,6 +13,8 @@ GIB = 1 << 30
 
 _SUFFIXES = ("B", "K", "M", "G", "T", "P")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?\s*", re.IGNORECASE)
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", re.IGNORECASE)
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -39,6 +41,15 @@ def format_size(size: int) -> str:
         return f"{size}"
     tenths = math.ceil(value * 10)
     return f"{tenths / 10:.1f}{suffix}" if tenths < 100 else f"{math.ceil(value)}{suffix}"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds meant by `30s`, `5m`, `1.5h` or `90`. Raises ValueError for anything else."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a time such as 30s or 5m")
+    number, unit = match.groups()
+    return float(number) * _SECONDS[(unit or "s").lower()]
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:

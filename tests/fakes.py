@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 
-from bffs.errors import ObjectChanged
+from bffs.errors import ObjectChanged, StoreError
 from bffs.store import Listing, ObjectInfo
 
 PAGE = 3
@@ -44,7 +44,12 @@ class FakeStore:
             )
 
     def read_into(
-        self, obj: ObjectInfo, start: int, buffer: memoryview, advance: Callable[[int], None]
+        self,
+        obj: ObjectInfo,
+        start: int,
+        buffer: memoryview,
+        advance: Callable[[int], None],
+        persist: Callable[[StoreError], bool],
     ) -> None:
         """See `ObjectStore.read_into`."""
         if obj.key not in self.objects or self.info(obj.key) != obj:

@@ -12,6 +12,7 @@ CONTRACT = {
     "UsageError": (2, errno.EINVAL),
     "StoreError": (1, errno.EIO),
     "StoreUnreachable": (3, errno.EIO),
+    "StoreBusy": (1, errno.EIO),
     "AccessDenied": (4, errno.EACCES),
     "NoSuchBucket": (1, errno.EIO),
     "ObjectChanged": (1, errno.ESTALE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -150,3 +151,22 @@ def test_window_and_requests_stay_within_their_bounds(
         link.transferred(size, seconds)
         assert MIN_WINDOW <= link.window <= most
         assert MIN_PIECE <= link.piece <= PIECE
+
+
+@pytest.mark.parametrize(("refused", "least"), [(0.05, 90 * MIB), (0.3, 10 * MIB), (0.6, 2 * MIB)])
+def test_refusals_slow_everybody_down_by_how_many_they_are(refused: float, least: int) -> None:
+    chance = random.Random(1)
+    link = link_at(0.03, 50e6)
+    windows = []
+    for n in range(4000):
+        if chance.random() < refused:
+            link.refused()
+        else:
+            link.answered(0.03, 2 + n / 100, saturated=True)
+        windows.append(link.window)
+    settled = sum(windows[1000:]) / 3000
+    assert least <= settled <= 4 * least or refused < 0.1
+    assert min(windows) >= MIN_WINDOW
+    for n in range(300):
+        link.answered(0.03, 50 + n / 100, saturated=True)
+    assert link.window >= 250 * MIB  # and it speeds up again

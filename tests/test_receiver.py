@@ -48,7 +48,7 @@ def test_a_body_arrives_in_growing_steps(
 
     sender = threading.Thread(target=theirs.sendall, args=(body[100:],))
     sender.start()
-    assert receiver.receive(ours, buffer, 100, advance, PATIENCE) == len(body)
+    assert receiver.receive(ours, buffer, 100, advance, PATIENCE)[0] == len(body)
     sender.join()
     assert buffer == body
     assert seen == sorted(set(seen))
@@ -66,7 +66,7 @@ def test_less_than_a_step_is_reported_before_the_rest_comes(
         theirs.sendall(b"a" * 1000)
         assert some.wait(10)
         theirs.sendall(b"b" * (STEP - 1000))
-        assert received.result(10) == STEP
+        assert received.result(10)[0] == STEP
 
 
 def test_what_came_before_the_end_counts(
@@ -76,7 +76,7 @@ def test_what_came_before_the_end_counts(
     buffer = memoryview(bytearray(STEP))
     theirs.sendall(b"a" * 5000)
     theirs.close()
-    assert receiver.receive(ours, buffer, 0, lambda _: None, PATIENCE) == 5000
+    assert receiver.receive(ours, buffer, 0, lambda _: None, PATIENCE)[0] == 5000
     assert bytes(buffer[:5000]) == b"a" * 5000
 
 
@@ -91,7 +91,7 @@ def test_silence_is_a_time_out_for_that_socket_alone(receiver: Receiver) -> None
             receiver.receive(silent, memoryview(bytearray(8)), 0, lambda _: None, 2 * SWEEP)
         assert time.monotonic() - begun >= 2 * SWEEP
         other.sendall(bytes(len(buffer)))
-        assert received.result(10) == len(buffer)
+        assert received.result(10)[0] == len(buffer)
 
 
 def test_a_reset_is_an_error(receiver: Receiver, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -122,7 +122,7 @@ def test_a_socket_can_be_used_again(
     for body in (b"abc" * 5, os.urandom(STEP + 1), b"x"):
         buffer = memoryview(bytearray(len(body)))
         theirs.sendall(body)
-        assert receiver.receive(ours, buffer, 0, lambda _: None, PATIENCE) == len(body)
+        assert receiver.receive(ours, buffer, 0, lambda _: None, PATIENCE)[0] == len(body)
         assert buffer == body
         ours.settimeout(10)
         theirs.sendall(b"!")
@@ -140,7 +140,7 @@ def test_many_bodies_at_once(receiver: Receiver) -> None:
         ]
         for (theirs, _), body in zip(pairs, bodies, strict=True):
             pool.submit(theirs.sendall, body)
-        assert [each.result(30) for each in received] == [len(body) for body in bodies]
+        assert [each.result(30)[0] for each in received] == [len(body) for body in bodies]
     for end in (end for pair in pairs for end in pair):
         end.close()
     assert buffers == bodies
@@ -160,3 +160,27 @@ def test_closing_ends_what_is_on_its_way_and_what_comes_later() -> None:
         with pytest.raises(ConnectionAbortedError):
             receiver.receive(ours, buffer, 0, lambda _: None, PATIENCE)
     assert "bffs-receive" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_step_that_trickles_in_is_told_and_ends_where_it_must_be_quick(
+    pair: tuple[socket.socket, socket.socket], receiver: Receiver
+) -> None:
+    theirs, ours = pair
+    buffer = memoryview(bytearray(2 * STEP))
+    stop = threading.Event()
+
+    def trickle() -> None:
+        while not stop.wait(0.02):
+            theirs.sendall(bytes(1000))
+
+    with ThreadPoolExecutor(1) as pool:
+        trickling = pool.submit(trickle)
+        try:
+            with pytest.raises(TimeoutError):
+                receiver.receive(ours, buffer, 0, lambda _: None, PATIENCE, 2 * SWEEP)
+        finally:
+            stop.set()
+        trickling.result(10)
+    theirs.sendall(bytes(2 * STEP))
+    _, quick = receiver.receive(ours, buffer, 0, lambda _: None, PATIENCE, PATIENCE)
+    assert 0 < quick < PATIENCE

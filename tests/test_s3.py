@@ -16,13 +16,14 @@ from typing import Any
 import botocore.session
 import pytest
 
-from bffs import s3
+from bffs import patience, s3
 from bffs.errors import (
     AccessDenied,
     BadAnswer,
     BffsError,
     NoSuchBucket,
     ObjectChanged,
+    StoreBusy,
     StoreError,
     StoreUnreachable,
     UsageError,
@@ -60,7 +61,7 @@ def server(running: S3Server) -> S3Server:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again after a tenth of the usual pauses."""
-    monkeypatch.setattr(s3.random, "uniform", lambda low, high: 0.1 * high)
+    monkeypatch.setattr(patience.random, "uniform", lambda low, high: 0.1 * high)
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +113,8 @@ def info(key: str = KEY) -> ObjectInfo:
 class Reading:
     """One `read_into`, and what it reported on the way."""
 
+    deadline = 300.0
+
     def __init__(
         self, store: S3Store, start: int = 0, stop: int = SIZE, obj: ObjectInfo | None = None
     ) -> None:
@@ -119,7 +122,8 @@ class Reading:
         self.buffer = bytearray(stop - start)
         self.error: BaseException | None = None
         try:
-            store.read_into(obj or info(), start, memoryview(self.buffer), self.reported.append)
+            view = memoryview(self.buffer)
+            store.read_into(obj or info(), start, view, self.reported.append, for_a_while())
         except BffsError as error:
             self.error = error
         assert self.reported == sorted(self.reported)
@@ -129,9 +133,15 @@ class Reading:
         assert (self.error is None) == (done == stop - start)
 
 
+def for_a_while() -> Callable[[StoreError], bool]:
+    """Persist for that long."""
+    end = time.monotonic() + Reading.deadline
+    return lambda _: time.monotonic() < end
+
+
 def quick(monkeypatch: pytest.MonkeyPatch, deadline: float = 0.3) -> None:
     """Give up a read soon."""
-    monkeypatch.setattr(s3, "READ_DEADLINE", deadline)
+    monkeypatch.setattr(Reading, "deadline", deadline)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------
@@ -174,7 +184,9 @@ def test_progress_is_told_while_bytes_arrive(server: S3Server, store: S3Store) -
     times: list[float] = []
     begun = time.monotonic()
     buffer = memoryview(bytearray(2 * MIB))
-    store.read_into(info(), 0, buffer, lambda n: times.append(time.monotonic() - begun))
+    store.read_into(
+        info(), 0, buffer, lambda n: times.append(time.monotonic() - begun), for_a_while()
+    )
     assert len(times) >= 16
     assert times[0] < times[-1] / 4
 
@@ -256,7 +268,8 @@ LASTING: list[tuple[dict[str, Any], type[BffsError], bool]] = [
     ({"do": "status", "value": 400}, StoreError, False),
     ({"do": "etag"}, ObjectChanged, False),
     ({"do": "status", "value": 500}, StoreError, True),
-    ({"do": "status", "value": 503}, StoreError, True),
+    ({"do": "status", "value": 503}, StoreBusy, True),
+    ({"do": "status", "value": 429}, StoreBusy, True),
     ({"do": "reset"}, StoreUnreachable, True),
     ({"do": "close"}, BadAnswer, True),
     ({"do": "resize", "value": -1}, BadAnswer, True),

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bffs.units import GIB, KIB, MIB, format_size, format_time, natural_key, parse_size
+from bffs.units import (
+    GIB,
+    KIB,
+    MIB,
+    format_size,
+    format_time,
+    natural_key,
+    parse_duration,
+    parse_size,
+)
 
 POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
@@ -90,3 +99,17 @@ def test_natural_key_compares_any_two_names(names: list[str]) -> None:
 def test_format_time_is_utc() -> None:
     assert format_time(0) == "1970-01-01T00:00:00Z"
     assert format_time(1_565_816_733) == "2019-08-14T21:05:33Z"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("30s", 30), ("5m", 300), ("5 min", 300), ("1.5h", 5400), (" 2M ", 120)],
+)
+def test_parse_duration_reads_what_people_write(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1s", "1e3", "5d", "1,5m", "1.m", "inf", "nan", "5ms"])
+def test_parse_duration_refuses_the_rest(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time such as"):
+        parse_duration(text)
