@@ -5,12 +5,13 @@ The map: a module imports only from lines below its own, and modules that share 
 
     __main__                      `python -m bffs`
     cli                           `bffs` itself: where its commands are, how each ends, exit codes
-    cli_dataset | cli_mount       the commands: what is in the dataset | mounting
+    cli_cache | cli_dataset | cli_mount   the commands: the cache | what is in the dataset | mounting
     cli_options                   the options of all commands
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
     fuse | layout | status        the only import of mfusepy and fusepy | specimens to folders | live figures
     views                         the folders and files of stacks
+    inventory | progress          what is cached of each specimen | how far a long command is
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     pixels | readahead            where the pixels of slices lie, and the proof | what the Predictor wishes for, fetched
     shapes | stacks               what first slices look like, kept | pure: byte layouts of whole-stack files
@@ -18,6 +19,7 @@ The map: a module imports only from lines below its own, and modules that share 
     content | predictor           immutable bytes, whatever their make | pure: what will be read next
     tracks                        what was read of a specimen: streams, visits, tracks
     blocks                        single-flight, prioritised fetching within one memory budget
+    verify | warm                 what is cached, checked | what is missing, fetched
     cache | link                  the disk cache, shared and bounded | the measured speed of the store
     refresh                       the catalog of a command or a mount: kept, listed anew, compared
     cachefile | index | snapshot  a cached object: sparse file, checksums | the cache's ledger | a catalog, kept

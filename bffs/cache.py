@@ -194,6 +194,13 @@ class DiskCache:
         with self._explained():
             self._index.evict(map(self.path, objects))
 
+    def keep(self, objects: Iterable[ObjectInfo]) -> None:
+        """Count what is here of these objects as used."""
+        with self._explained():
+            for obj in objects:
+                self._index.touch(self.path(obj))
+            self._index.flush()
+
     def account(self) -> Account:
         """What is stored, by all datasets, and what more there is room for."""
         with self._explained():
@@ -203,6 +210,18 @@ class DiskCache:
         """Correct what these files, which nobody is writing, are counted for."""
         with self._explained():
             self._index.recount(sizes)
+
+    def sweep(self, before: float) -> None:
+        """Remove halves of cached files, and drafts, that are older than that; a file is two."""
+        self._must_be_ours()
+        for path in self._objects.glob("??/*"):
+            if path.suffix == ".sums":
+                whole = path.with_suffix("").exists()
+            else:
+                whole = path.with_name(path.name + ".sums").exists()
+            with suppress(FileNotFoundError):
+                if not whole and path.stat().st_mtime < before:
+                    path.unlink()
 
     def used_since(self, when: float) -> list[Path]:
         """Files that some process used since then, the latest first."""

@@ -33,6 +33,12 @@ _COMMANDS = {
     "info": "cli_dataset",
     "manifest": "cli_dataset",
     "refresh": "cli_dataset",
+    "warm": "cli_cache",
+    "evict": "cli_cache",
+    "pin": "cli_cache",
+    "unpin": "cli_cache",
+    "verify": "cli_cache",
+    "cache": "cli_cache",
 }
 """The module that has the command, as a function of that name."""
 

@@ -96,7 +96,7 @@ class Account(NamedTuple):
 class Index:
     """The ledger of one cache folder; `limit` is the most bytes it may hold.
 
-    `stamp` is the time at which what is reserved counts as used, instead of now.
+    `stamp` is the time at which what is reserved or touched counts as used, instead of now.
     """
 
     def __init__(self, folder: Path, limit: int, stamp: float | None = None) -> None:
@@ -113,7 +113,7 @@ class Index:
 
     def touch(self, path: Path) -> None:
         """Note that the file was used just now."""
-        self._used[self._name(path)] = time.time()
+        self._used[self._name(path)] = self._stamp or time.time()
 
     def reserve(self, path: Path, obj: ObjectInfo, size: int) -> bool:
         """Make room for `size` more bytes of `obj` in the file; False if there is none even after
