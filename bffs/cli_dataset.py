@@ -127,6 +127,7 @@ def _look_at(specimen: Specimen, settings: Settings) -> tuple[Shape, int]:
             # A read waits for a store that is away, for minutes; a listing says so in seconds.
             next(store.list(specimen.slices[0].key))
         shape = shapes.learn(specimen)
+        blocks.close()  # what has just been fetched counts once it is written
         cached = sum(cache.open(obj).bytes_present() for obj in specimen.objects())
     return shape, cached
 
