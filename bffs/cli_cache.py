@@ -36,6 +36,7 @@ _SPECIMENS = click.argument("names", metavar="ID...", nargs=-1, required=True)
 @table_option("cache-size")
 @table_option("memory")
 @table_option("max-connections")
+@table_option("deadline")
 @click.pass_obj
 def warm(
     given: Given, names: tuple[str, ...], slices: str | None, check: bool, as_json: bool
@@ -83,7 +84,14 @@ def _warm(
     cache.keep(chosen)  # what is here must not give way to the rest
     connections = max(1, min(settings.max_connections, settings.memory // (2 * PIECE)))
     with contextlib.closing(LateStore(settings)) as store:
-        warmer = Warmer(store, cache, chosen, connections=connections, started=started)
+        warmer = Warmer(
+            store,
+            cache,
+            chosen,
+            connections=connections,
+            deadline=settings.deadline,
+            started=started,
+        )
         with shown("warming", as_json) as show:
 
             def report(figures: Figures) -> None:

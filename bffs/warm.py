@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bffs.cache import BLOCK, DiskCache, block_count, checksum
-from bffs.errors import BffsError, Closing, ObjectChanged
+from bffs.errors import BffsError, Closing, ObjectChanged, StoreError
 from bffs.store import ObjectInfo, ObjectStore
 from bffs.units import MIB
 
@@ -84,7 +84,8 @@ def fitting(objects: Sequence[ObjectInfo], cache: DiskCache) -> int:
 
 
 class Warmer:
-    """Fetches what is missing of `objects`, the first ones first.
+    """Fetches what is missing of `objects`, the first ones first; `deadline` is how many seconds a
+    store that is away is waited for.
 
     The cache must have been made with `stamp=started`, the time when this began: what has been used
     later was used by others.
@@ -97,11 +98,14 @@ class Warmer:
         objects: Sequence[ObjectInfo],
         *,
         connections: int,
+        deadline: float,
         started: float,
     ) -> None:
         self._store = store
         self._cache = cache
         self._started = started
+        self._deadline = deadline
+        self._away = False
         self._connections = self._allowed = connections
         self._turn = threading.Condition()
         self._waiting: OrderedDict[Path, deque[_Piece]] = OrderedDict()
@@ -213,18 +217,28 @@ class Warmer:
 
     def _fetch(self, piece: _Piece, view: memoryview) -> None:
         filled = 0
+        moved = time.monotonic()
 
         def advance(n: int) -> None:
-            nonlocal filled
+            nonlocal filled, moved
+            moved = time.monotonic()
             with self._turn:
+                self._away = False
                 self._here += n - filled
                 self._fetched += n - filled
                 filled = n
                 if self._stopping:
                     raise Closing("warming was stopped")
 
+        def persist(error: StoreError) -> bool:
+            with self._turn:
+                first, self._away = not self._away, True
+            if first:
+                log.warning("%s; waiting up to %.0f s for it", error, self._deadline)
+            return not self._stopping and time.monotonic() - moved < self._deadline
+
         try:
-            self._store.read_into(piece.obj, piece.first * BLOCK, view, advance)
+            self._store.read_into(piece.obj, piece.first * BLOCK, view, advance, persist)
         finally:
             # Also what was fetched before it broke off.
             size = filled if filled == len(view) else filled - filled % BLOCK

@@ -227,9 +227,24 @@ def test_warm_of_objects_that_have_changed(bffs: Bffs, server: S3Server) -> None
 
 def test_warm_without_the_store_or_the_specimen(bffs: Bffs, environment: dict[str, str]) -> None:
     said(bffs("ls"))
+    error = said(bffs("--endpoint-url", "http://127.0.0.1:1", "warm", "90"), 3)
+    assert "can't be reached" in error and len(error.splitlines()) == 1
     assert "no specimen 91" in said(bffs("warm", "91"), 5)
     assert "Missing argument 'ID...'" in said(bffs("warm"), 2)
     assert "--slices 3" in said(bffs("warm", "90", "--slices", "3"), 2)
+
+
+def test_warm_waits_for_the_store_and_gives_up_in_the_end(
+    bffs: Bffs, server: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    said(bffs("ls"))
+    server.fault("reset", times=5)
+    said(bffs("warm", "90", "--slices", ":2", "--deadline", "30s"))
+    server.fault("reset")
+    error = said(bffs("warm", "90", "--deadline", "1s", "--max-connections", "2"), 3)
+    server.reset()
+    assert "can't be reached" in error.splitlines()[-1]
+    assert "waiting up to 1 s for it" in caplog.text
 
 
 # -- evict, pin, unpin ------------------------------------------------------------------------------------------
