@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bffs.cli_options import Given, absolute, catalog_of, command
+from bffs.cli_options import Given, absolute, catalog_of, command, table_option
 from bffs.errors import BffsError
 from bffs.settings import Settings
 
@@ -53,6 +53,7 @@ def ls(given: Given, names: tuple[str, ...], sort: str, form: str | None) -> Non
 @command()
 @click.argument("specimen_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@table_option("offline")
 @click.pass_obj
 def info(given: Given, specimen_id: str, as_json: bool) -> None:
     """Show what there is of one specimen.
@@ -112,11 +113,11 @@ def _look_at(specimen: Specimen, settings: Settings) -> tuple[Shape, int]:
     """
     from bffs.blocks import BlockReader
     from bffs.cache import DiskCache
-    from bffs.s3 import S3Store
+    from bffs.late import LateStore
     from bffs.shapes import Shapes
 
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(contextlib.closing(S3Store(settings)))
+        store = stack.enter_context(contextlib.closing(LateStore(settings)))
         cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
         stack.callback(cache.close)
         blocks = BlockReader(store, cache, memory=settings.memory, connections=1)

@@ -19,6 +19,7 @@ from bffs.settings import MountOptions
 @table_option("cache-size")
 @table_option("memory")
 @table_option("max-connections")
+@table_option("offline")
 @table_option("deadline")
 @table_option("readahead")
 @table_option("shutu-overlap")

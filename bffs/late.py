@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from bffs.errors import StoreError
+from bffs.errors import StoreError, StoreUnreachable
 from bffs.settings import Settings
 from bffs.store import Listing, ObjectInfo
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LateStore:
-    """An `ObjectStore` like `S3Store`."""
+    """An `ObjectStore` like `S3Store`, which with `offline` settings refuses everything at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -28,7 +28,9 @@ class LateStore:
         self._stopped = threading.Event()
 
     def connect(self) -> S3Store:
-        """The store itself. Raises UsageError."""
+        """The store itself. Raises UsageError; StoreUnreachable where it may not be asked."""
+        if self._settings.offline:
+            raise StoreUnreachable("nothing is asked of the store, for this is --offline")
         from bffs.s3 import S3Store
 
         with self._lock:
@@ -61,4 +63,6 @@ class LateStore:
         persist: Callable[[StoreError], bool],
     ) -> None:
         """See `ObjectStore.read_into`."""
+        if self._settings.offline:
+            raise StoreUnreachable(f"{obj.key} is not all in the cache, and this is --offline")
         self.connect().read_into(obj, start, buffer, advance, persist)

@@ -169,7 +169,7 @@ def _drive(
     with ExitStack() as stack:
         store = LateStore(settings)
         stack.callback(store.close)
-        catalog = refresh.obtain(settings, store, show_progress, anew=options.refresh)
+        catalog = refresh.obtain(settings, store, show_progress, anew=options.refresh, or_kept=True)
         cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
         stack.callback(cache.close)
         blocks = BlockReader(
@@ -231,7 +231,8 @@ def _drive(
         ready()
         refresher.start()
         stack.callback(refresher.close)
-        threading.Thread(target=store.connect, name="bffs-connect", daemon=True).start()
+        if not settings.offline:
+            threading.Thread(target=store.connect, name="bffs-connect", daemon=True).start()
         while signals.wait() == signal.SIGHUP:
             refresher.now()
         if failure:

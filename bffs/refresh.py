@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 from bffs import snapshot
 from bffs.catalog import Catalog, base_name, list_catalog
-from bffs.errors import BffsError
+from bffs.errors import BffsError, StoreUnreachable
 from bffs.settings import Settings
 from bffs.store import ObjectInfo, ObjectStore
+from bffs.units import format_time
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +42,36 @@ LISTERS = 16
 
 
 def obtain(
-    settings: Settings, store: ObjectStore, show_progress: ShowProgress, *, anew: bool
+    settings: Settings,
+    store: ObjectStore,
+    show_progress: ShowProgress,
+    *,
+    anew: bool,
+    or_kept: bool = False,
 ) -> Catalog:
     """The catalog of the dataset: the one that was kept, or a new listing, which is then kept.
 
-    `anew` lists in any case. Raises StoreError.
+    `anew` lists in any case; where the store can't be reached, `or_kept` contents itself with what
+    was kept. Raises StoreError.
     """
-    if not anew:
+    kept = None
+    if not anew or or_kept:
         kept = snapshot.load(settings.cache_dir, settings.dataset)
-        if kept is not None:
-            return kept
-    with show_progress() as progress:
-        return _list(settings, store, progress)
+    if kept is not None and not anew:
+        return kept
+    try:
+        with show_progress() as progress:
+            return _list(settings, store, progress)
+    except StoreUnreachable as error:
+        if kept is None:
+            if settings.offline:
+                raise StoreUnreachable(
+                    "no listing of this dataset was kept, which --offline needs: mount or list it once without"
+                ) from error
+            raise
+        when = format_time(int(kept.listed_at))
+        log.warning("%s; what is shown was listed at %s", error, when)
+        return kept
 
 
 class Change(NamedTuple):
@@ -133,7 +152,8 @@ class Refresher:
             if kept is not None and kept.listed_at > self._catalog.listed_at:
                 self._take(kept)
         due = self._catalog.listed_at + self._settings.refresh_after
-        if self._asked or max(due, self._next_try) < time.time():
+        is_due = not self._settings.offline and max(due, self._next_try) < time.time()
+        if self._asked or is_due:
             self._asked = False
             listed = _list(self._settings, self._store, None)
             self._seen = self._snapshot_mark()

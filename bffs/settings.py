@@ -69,6 +69,9 @@ class Settings:
     cache_size: int = 50 * GIB
     memory: int = 512 * MIB
     max_connections: int = 32
+    offline: bool = False
+    """Whether nothing may be asked of the store."""
+
     deadline: float = 300.0
     """Seconds that a read waits for a store that is away."""
 
@@ -152,14 +155,19 @@ def _text_or_none(text: str) -> str | None:
     return text or None
 
 
-def _not(text: str) -> bool:
-    """The opposite of what a switch says."""
+def _yes(text: str) -> bool:
+    """What a switch says."""
     match text.lower():
         case "true" | "yes" | "on" | "1":
-            return False
-        case "false" | "no" | "off" | "0":
             return True
+        case "false" | "no" | "off" | "0":
+            return False
     raise ValueError(f"{text!r} is neither true nor false")
+
+
+def _not(text: str) -> bool:
+    """The opposite of what a switch says."""
+    return not _yes(text)
 
 
 def _size(text: str) -> int:
@@ -276,6 +284,7 @@ _OF_SETTINGS = (
     Option("cache-size", "SIZE", _size_from(MIB), "50G", "Most that the disk cache holds."),
     Option("memory", "SIZE", _size_from(64 * MIB), "512M", "Memory for blocks, 64M at least."),
     Option("max-connections", "N", _connections, "32", "Connections to the store, 1 to 256."),
+    Option("offline", None, _yes, "no", "Ask nothing of the store: show what was listed, read what is cached."),
     Option("deadline", "TIME", _deadline, "5m", "Longest that a read waits for a store that is away."),
     Option("readahead", "auto|off|SIZE", _readahead, "auto", "Most to read ahead."),
     Option("shutu-overlap", "ROWS", _rows, "128", "Rows that neighbouring tiles for ShuTu share."),

@@ -843,11 +843,12 @@ class S3Server:
         layout: Path | None = None,
         bucket: str = "bucket",
         access_key: str | None = None,
+        port: int = 0,
         shape: Shape = NEAR,
     ) -> None:
         self.bucket, self.endpoint_url = bucket, ""
         self._objects = objects or {}
-        self._options = ["--bucket", bucket, "--until-eof"]
+        self._options = ["--bucket", bucket, "--port", str(port), "--until-eof"]
         for name, value in (("--root", root), ("--layout", layout), ("--access-key", access_key)):
             if value is not None:
                 self._options += [name, str(value)]
