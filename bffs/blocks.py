@@ -597,7 +597,9 @@ class BlockReader:
             if taken >> first & 1 or on_disk(want.first):
                 want.first += 1
                 continue
-            limit = min(BLOCKS_IN_PART - first, want.stop - want.first, max(1, most // BLOCK))
+            limit = min(BLOCKS_IN_PART - first, want.stop - want.first)
+            if limit * BLOCK > most * 3 // 2:  # else what is left would be a request of its own
+                limit = max(1, most // BLOCK)
             count = 1
             while (
                 count < limit
