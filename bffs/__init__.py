@@ -18,9 +18,11 @@ The map: a module imports only from lines below its own, and modules that share 
     tiff                          what a slice's header says
     content | predictor           immutable bytes, whatever their make | pure: what will be read next
     tracks                        what was read of a specimen: streams, visits, tracks
-    blocks                        single-flight, prioritised fetching within one memory budget
+    blocks                        what is read: from memory, from the disk cache, or fetched once
+    schedule                      what is fetched next, and what has to give way
     verify | warm                 what is cached, checked | what is missing, fetched
-    cache | link                  the disk cache, shared and bounded | the measured speed of the store
+    cache | parts                 the disk cache, shared and bounded | parts of objects in memory, within one budget
+    link                          the measured speed of the store
     refresh                       the catalog of a command or a mount: kept, listed anew, compared
     cachefile | index | snapshot  a cached object: sparse file, checksums | the cache's ledger | a catalog, kept
     pins                          which specimens stay in the cache

@@ -11,6 +11,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from bffs.receiver import STEP, Receiver
@@ -63,6 +64,12 @@ class Body:
             if sock is not None:
                 sock.settimeout(patience)
             self._read(slowest)
+
+    def break_off(self) -> None:
+        """Let the connection end here, from another thread."""
+        if self._sock is not None:
+            with suppress(OSError):  # it has ended already
+                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def _read(self, slowest: float) -> None:
         buffer = self._buffer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bffs.errors import StoreError, StoreUnreachable
 from bffs.settings import Settings
-from bffs.store import Listing, ObjectInfo
+from bffs.store import Interrupt, Listing, ObjectInfo
 
 if TYPE_CHECKING:
     from bffs.s3 import S3Store
@@ -61,8 +61,9 @@ class LateStore:
         buffer: memoryview,
         advance: Callable[[int], None],
         persist: Callable[[StoreError], bool],
+        interrupt: Interrupt,
     ) -> None:
         """See `ObjectStore.read_into`."""
         if self._settings.offline:
             raise StoreUnreachable(f"{obj.key} is not all in the cache, and this is --offline")
-        self.connect().read_into(obj, start, buffer, advance, persist)
+        self.connect().read_into(obj, start, buffer, advance, persist, interrupt)

@@ -39,6 +39,9 @@ HELD = 3.0
 """Times bandwidth x latency that the window never shrinks below."""
 
 PIECE_LATENCIES = 4.0
+PARALLEL = 16
+"""Requests that the window is shared among at least: a connection alone may be slower than the
+link, and a window of a few large requests would never show what the link can carry."""
 
 QUICK = 0.25
 
@@ -95,7 +98,11 @@ class Link:
     def piece(self) -> int:
         """Bytes that one request for bulk data should have."""
         wanted = int(PIECE_LATENCIES * self.latency * self._rate)
-        return max(min(wanted, self._max_piece, self.window // 4), MIN_PIECE)
+        return max(min(wanted, self._max_piece, self.window // PARALLEL), MIN_PIECE)
+
+    @property
+    def _held(self) -> int:
+        return int(HELD * self.bandwidth * self.latency)
 
     def answered(self, seconds: float, now: float, *, saturated: bool) -> None:
         """A request's first block took this long; `saturated` if only the window keeps back more."""
@@ -104,8 +111,7 @@ class Link:
         if self._recent > PATIENCE * self.latency + SLACK:
             # Before anything is known of the bandwidth, slow answers are those of new connections.
             if self.bandwidth and now >= self._hold_until:
-                held = int(HELD * self.bandwidth * self.latency)
-                shrunk = max(int(self.window * SHRINK), held, MIN_WINDOW)
+                shrunk = max(int(self.window * SHRINK), self._held, MIN_WINDOW)
                 self.window = min(self.window, shrunk)
                 self._starting = False
                 self._hold_until = now + self._recent  # its effect shows after one round
@@ -116,6 +122,12 @@ class Link:
     def refused(self) -> None:
         """The store wants fewer requests."""
         self.window = max(int(self.window * YIELD), MIN_WINDOW)
+        self._starting = False
+
+    def overfilled(self) -> None:
+        """What was in flight has stood in a reader's way."""
+        self.window = min(self.window, max(self._held, MIN_WINDOW))
+        self._starting = False
 
     def arrived(self, size: int, now: float) -> None:
         """`size` more bytes are here, of whichever request."""

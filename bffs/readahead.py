@@ -14,9 +14,11 @@ import threading
 import time
 from collections.abc import Sequence
 
-from bffs.blocks import PART, BlockReader, Priority
+from bffs.blocks import BlockReader
 from bffs.content import Content
+from bffs.parts import PART
 from bffs.predictor import Plan, Predictor
+from bffs.schedule import Priority
 from bffs.store import ByteRange, ObjectInfo
 from bffs.tracks import Wish
 

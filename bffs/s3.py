@@ -33,7 +33,7 @@ from bffs.explain import Where, are_outdated, explain, refusal
 from bffs.patience import Pauses, Stalls
 from bffs.receiver import IS_POSSIBLE, Receiver
 from bffs.settings import Settings
-from bffs.store import Listing, ObjectInfo
+from bffs.store import Interrupt, Listing, ObjectInfo
 from bffs.units import KIB, MIB
 
 T = TypeVar("T")
@@ -145,6 +145,7 @@ class S3Store:
         buffer: memoryview,
         advance: Callable[[int], None],
         persist: Callable[[StoreError], bool],
+        interrupt: Interrupt,
     ) -> None:
         """Fill `buffer` from `start` on; see `ObjectStore.read_into`."""
         filled = 0
@@ -159,7 +160,7 @@ class S3Store:
                 advance(filled)
 
             try:
-                self._read_once(obj, start + begun, buffer[begun:], progress)
+                self._read_once(obj, start + begun, buffer[begun:], progress, interrupt)
             finally:
                 if filled > begun:
                     pauses.progressed()
@@ -167,7 +168,12 @@ class S3Store:
         self._try(resume, obj.key, persist, pauses)
 
     def _read_once(
-        self, obj: ObjectInfo, start: int, buffer: memoryview, advance: Callable[[int], None]
+        self,
+        obj: ObjectInfo,
+        start: int,
+        buffer: memoryview,
+        advance: Callable[[int], None],
+        interrupt: Interrupt,
     ) -> None:
         """One GET; `advance(n)` is called each time that more of the buffer, now `n` bytes, is
         valid. Raises Stalled when it takes much longer than usual."""
@@ -188,6 +194,7 @@ class S3Store:
                 raise self._refusal(obj.key, response)
             _check_answer(response.headers, obj, start, stop)
             body = Body(raw, buffer, advance)
+            interrupt.arm(body.break_off)
             body.begin()
             first_byte = time.monotonic() - begun
             history = self._stalls.step
@@ -202,6 +209,8 @@ class S3Store:
                 self._stalls.stalled(history, patience)
                 raise Stalled(f"{self._place} did not answer in time for {obj.key}") from error
             raise
+        finally:
+            interrupt.arm(None)
         raw.release_conn()
         self._stalls.went_well(first_byte, body.longest)
 

@@ -39,6 +39,28 @@ class Listing(NamedTuple):
     folders: list[str]
 
 
+class Interrupt:
+    """Lets any thread break off what another is receiving.
+
+    A race is harmless: what has not begun or is over is not broken off.
+    """
+
+    __slots__ = ("_break_off",)
+
+    def __init__(self) -> None:
+        self._break_off: Callable[[], None] | None = None
+
+    def arm(self, break_off: Callable[[], None] | None) -> None:
+        """Have `break_off` called by a call of this, or nothing any more."""
+        self._break_off = break_off
+
+    def __call__(self) -> None:
+        """Break it off; it then fails as if the connection had broken."""
+        break_off = self._break_off
+        if break_off is not None:
+            break_off()
+
+
 class ObjectStore(Protocol):
     """Read-only access to one bucket. All methods may be called from any thread.
 
@@ -60,6 +82,7 @@ class ObjectStore(Protocol):
         buffer: memoryview,
         advance: Callable[[int], None],
         persist: Callable[[StoreError], bool],
+        interrupt: Interrupt,
     ) -> None:
         """Fill `buffer` with the bytes of this version of `obj` from offset `start` on.
 

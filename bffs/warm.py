@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from bffs.cache import BLOCK, DiskCache, block_count, checksum
 from bffs.errors import BffsError, Closing, ObjectChanged, StoreError
-from bffs.store import ObjectInfo, ObjectStore
+from bffs.store import Interrupt, ObjectInfo, ObjectStore
 from bffs.units import MIB
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,9 @@ class Warmer:
             return not self._stopping and time.monotonic() - moved < self._deadline
 
         try:
-            self._store.read_into(piece.obj, piece.first * BLOCK, view, advance, persist)
+            self._store.read_into(
+                piece.obj, piece.first * BLOCK, view, advance, persist, Interrupt()
+            )
         finally:
             # Also what was fetched before it broke off.
             size = filled if filled == len(view) else filled - filled % BLOCK

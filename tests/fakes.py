@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 
 from bffs.errors import ObjectChanged, StoreError
-from bffs.store import Listing, ObjectInfo
+from bffs.store import Interrupt, Listing, ObjectInfo
 
 PAGE = 3
 """Entries on a page of a listing; few, so that nothing works with the first page alone."""
@@ -50,6 +50,7 @@ class FakeStore:
         buffer: memoryview,
         advance: Callable[[int], None],
         persist: Callable[[StoreError], bool],
+        interrupt: Interrupt,
     ) -> None:
         """See `ObjectStore.read_into`."""
         if obj.key not in self.objects or self.info(obj.key) != obj:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from bffs.blocks import BLOCKS_IN_PART, PART, BlockReader, Priority, _Part, _Want
+from bffs.blocks import BlockReader
 from bffs.cache import BLOCK, DiskCache
 from bffs.errors import AccessDenied, Closing, ObjectChanged
+from bffs.parts import BLOCKS_IN_PART, PART, Part
 from bffs.s3 import S3Store
+from bffs.schedule import Priority
 from bffs.settings import Dataset, Settings
 from bffs.store import ObjectInfo
 from bffs.units import GIB, MIB
@@ -133,15 +135,17 @@ def wait_until(done: Callable[[], bool], what: str) -> None:
 def is_at_rest(blocks: BlockReader) -> bool:
     """Nothing wanted, fetched, copied or written; and the memory that counts as used is what parts hold."""
     with blocks._lock:
-        buffers = [part.buffer for part in blocks._parts.values()] + blocks._free
+        parts, schedule = blocks._parts, blocks._schedule
+        buffers = [part.buffer for part in parts] + parts._free
         held = BLOCK * sum(buffer.touched.bit_count() for buffer in buffers)
-        idle = {**blocks._idle, **blocks._spent}
+        idle = {**parts._idle, **parts._spent}
         return (
-            not any(part.pins or part.busy or part.waiters for part in blocks._parts.values())
-            and idle == blocks._parts
-            and not (blocks._demands or blocks._streams)
-            and blocks._prefetching == blocks._prefetching_bytes == blocks._unwritten == 0
-            and blocks._used == held <= blocks._memory
+            not any(part.pins or part.busy or part.waiters for part in parts)
+            and idle == parts._parts
+            and schedule.is_empty
+            and not (schedule._prefetching or schedule._demanded)
+            and schedule._prefetching_bytes == blocks._unwritten == 0
+            and parts.used == held <= parts.limit
         )
 
 
@@ -489,11 +493,11 @@ def test_a_part_that_was_given_up_does_not_come_back(reader: Readers) -> None:
     """A reader may still be copying from it while another part takes its place, and its memory."""
     blocks = reader(memory=4 * PART, disk=0)
     assert read(blocks, "slice-00", 0, MIB) == expect("slice-00", 0, MIB)
-    (old,) = blocks._parts.values()
+    (old,) = blocks._parts
     assert read(blocks, "large", 0, 40 * MIB) == expect("large", 0, 40 * MIB)
     assert read(blocks, "slice-00", 0, MIB) == expect("slice-00", 0, MIB)
     settle(blocks)
-    assert blocks._parts[old.key] is not old
+    assert blocks._parts.find(old.key) is not old
     old.have = (1 << BLOCKS_IN_PART) - 1
     blocks._copy_part(old, SIZES["slice-00"] - 10, memoryview(bytearray(10)))
     settle(blocks)
@@ -507,7 +511,7 @@ def test_bytes_copied_while_their_memory_was_given_up_do_not_count(
     settle(blocks)
     copy = blocks._copy_part
 
-    def copy_slowly(part: _Part, start: int, into: memoryview) -> int:
+    def copy_slowly(part: Part, start: int, into: memoryview) -> int:
         monkeypatch.setattr(blocks, "_copy_part", copy)
         read(blocks, "large", 0, 40 * MIB)
         n = copy(part, start, into)
@@ -528,12 +532,12 @@ def test_a_demand_without_memory_holds_up_nobody_who_has_it(
     whole = (1 << BLOCKS_IN_PART) - 1
     with blocks._lock:
         for number in range(4):
-            part = blocks._add_part(info("large"), number, whole, BLOCKS_IN_PART)
+            part = blocks._parts.add(info("large"), number, whole, BLOCKS_IN_PART)
             assert part is not None
-            blocks._pin(part)
-        blocks._demands.append(_Want(info("parts"), 0, BLOCKS_IN_PART))
-        blocks._demands.append(_Want(info("large"), 0, BLOCKS_IN_PART))
-        piece = blocks._next_piece()
+            blocks._parts.pin(part)
+        blocks._schedule.demand(info("parts"), [(0, BLOCKS_IN_PART)])
+        blocks._schedule.demand(info("large"), [(0, BLOCKS_IN_PART)])
+        piece = blocks._schedule.next(1)
         assert piece is not None and piece.part.key == (*info("large")[:2], 0)
 
 
@@ -557,7 +561,7 @@ def test_abort_wakes_all_who_wait(server: S3Server, reader: Readers) -> None:
     with pytest.raises(Closing):
         read(blocks, "parts", 0, 1)
     blocks.prefetch("a", Priority.FILE, [(info("parts"), 0, MIB)])
-    assert not blocks._streams
+    assert blocks._schedule.is_empty
 
 
 def test_close_writes_what_has_arrived(server: S3Server, reader: Readers) -> None:
@@ -592,7 +596,7 @@ def test_memory_is_never_exceeded_and_comes_back(server: S3Server, reader: Reade
     def watch() -> None:
         nonlocal most
         while not done.is_set():
-            most = max(most, blocks._used)
+            most = max(most, blocks._parts.used)
             time.sleep(0.001)
 
     watcher = threading.Thread(target=watch)

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bffs.blocks import PART, BlockReader
+from bffs.blocks import BlockReader
 from bffs.cache import BLOCK, DiskCache
 from bffs.content import BytesContent, Content, LocalContent, ObjectContent
 from bffs.errors import BffsError, ObjectChanged
+from bffs.parts import PART
 from bffs.settings import Dataset
 from bffs.units import GIB, MIB
 from tests.fakes import FakeStore

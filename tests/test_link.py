@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bffs.link import FIRST_WINDOW, MEMORY, MIN_PIECE, MIN_WINDOW, QUICK, SHRINK, SLOT, Link
+from bffs.link import (
+    FIRST_WINDOW,
+    MEMORY,
+    MIN_PIECE,
+    MIN_WINDOW,
+    PARALLEL,
+    QUICK,
+    SHRINK,
+    SLOT,
+    Link,
+)
 from bffs.units import MIB
 
 MOST = 256 * MIB
@@ -66,7 +76,7 @@ def test_the_window_grows_only_while_it_is_what_keeps_back_more() -> None:
 def test_a_wide_link_is_full_after_a_few_answers_but_not_once_it_was_too_much() -> None:
     link = link_at(0.03, 50e6)
     grown = [link.window]
-    for n in range(12):
+    for n in range(32):  # two round trips
         link.answered(0.03, 2.0 + n / 1000, saturated=True)
         grown.append(link.window)
     assert grown[-1] >= 3 * FIRST_WINDOW
@@ -85,6 +95,14 @@ def test_new_connections_do_not_shrink_the_window() -> None:
     for n in range(20):
         link.answered(0.03 * (1 + n % 5), 1.0 + n / 100, saturated=False)
     assert link.window == FIRST_WINDOW
+
+
+def test_a_window_that_stood_in_the_way_keeps_what_the_link_holds() -> None:
+    link = link_at(0.1, 1e6)
+    carry(link, 12e6, 2.0)
+    assert link.window == FIRST_WINDOW
+    link.overfilled()
+    assert MIN_WINDOW <= link.window <= 4 * 12e6 * 0.1
 
 
 def test_slow_first_blocks_shrink_the_window_step_by_step() -> None:
@@ -120,8 +138,8 @@ def test_requests_are_larger_where_connections_are_fast_and_the_store_is_far() -
     assert link_at(0.001, 50e6).piece == MIN_PIECE
     assert MIN_PIECE < link_at(0.03, 50e6).piece < PIECE
     far = link_at(0.3, 100e6)
-    assert far.piece == min(PIECE, FIRST_WINDOW // 4)  # so that one request isn't all of it
-    for n in range(100):
+    assert far.piece == FIRST_WINDOW // PARALLEL  # so that a few requests aren't all of it
+    for n in range(200):
         far.answered(0.3, 2.0 + n / 100, saturated=True)
     assert far.piece == PIECE
 

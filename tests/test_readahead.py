@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bffs.blocks import PART, BlockReader
+from bffs.blocks import BlockReader
 from bffs.cache import BLOCK, DiskCache
+from bffs.parts import PART
 from bffs.readahead import Readahead, SpecimenReadahead
 from bffs.s3 import S3Store
 from bffs.settings import Dataset, Settings
@@ -86,9 +87,8 @@ def settled(server: S3Server, blocks: BlockReader) -> set[str]:
 
     def busy() -> bool:
         with blocks._lock:
-            parts = list(blocks._parts.values())
-            wanted = blocks._streams or blocks._demands
-            return bool(wanted) or any(part.busy for part in parts)
+            wanted = not blocks._schedule.is_empty
+            return wanted or any(part.busy for part in blocks._parts)
 
     end = time.monotonic() + 30
     while busy():
@@ -198,7 +198,7 @@ def test_a_jump_gives_up_what_is_queued(server: S3Server, blocks: BlockReader) -
     for index in range(4):
         read_slice(follower, index, SLICES[index])
     read_slice(follower, 30, SLICES[30], 2 * MIB, 2 * MIB + 10)
-    assert not blocks._streams
+    assert blocks._schedule.is_empty
     keys = settled(server, blocks)
     assert len(keys & set(SLICES[:25])) < 25
 

@@ -9,6 +9,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from bffs.errors import (
 )
 from bffs.s3 import S3Store
 from bffs.settings import Dataset, Settings
-from bffs.store import ObjectInfo
+from bffs.store import Interrupt, ObjectInfo
 from bffs.units import MIB
 from tests.s3server import MTIME, S3Server, made_up, pattern
 
@@ -123,7 +124,9 @@ class Reading:
         self.error: BaseException | None = None
         try:
             view = memoryview(self.buffer)
-            store.read_into(obj or info(), start, view, self.reported.append, for_a_while())
+            store.read_into(
+                obj or info(), start, view, self.reported.append, for_a_while(), Interrupt()
+            )
         except BffsError as error:
             self.error = error
         assert self.reported == sorted(self.reported)
@@ -179,13 +182,46 @@ def test_connections_are_used_again(server: S3Server, store: S3Store) -> None:
     assert sockets() == before
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_body_can_be_broken_off_from_another_thread(
+    server: S3Server, store: S3Store, goes_on: bool
+) -> None:
+    """It ends at once unless `persist` says otherwise: then the rest is asked for."""
+    server.shape(per_connection=1e6)
+    interrupt, came, asked = Interrupt(), threading.Event(), []
+    buffer = memoryview(bytearray(SIZE))
+
+    def persist(error: StoreError) -> bool:
+        asked.append(error)
+        server.shape()
+        return goes_on
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(
+            store.read_into, info(), 0, buffer, lambda _: came.set(), persist, interrupt
+        )
+        assert came.wait(10)
+        interrupt()
+        error = reading.exception(10)
+    assert len(asked) == 1
+    assert error is (None if goes_on else asked[0])
+    if goes_on:
+        assert bytes(buffer) == pattern(KEY, 0, SIZE)
+        assert [get.start > 0 for get in server.log()] == [False, True]
+
+
 def test_progress_is_told_while_bytes_arrive(server: S3Server, store: S3Store) -> None:
     server.shape(per_connection=4e6)
     times: list[float] = []
     begun = time.monotonic()
     buffer = memoryview(bytearray(2 * MIB))
     store.read_into(
-        info(), 0, buffer, lambda n: times.append(time.monotonic() - begun), for_a_while()
+        info(),
+        0,
+        buffer,
+        lambda n: times.append(time.monotonic() - begun),
+        for_a_while(),
+        Interrupt(),
     )
     assert len(times) >= 16
     assert times[0] < times[-1] / 4
