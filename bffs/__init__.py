@@ -5,12 +5,13 @@ The map: a module imports only from lines below its own, and modules that share 
 
     __main__                      `python -m bffs`
     cli                           `bffs` itself: where its commands are, how each ends, exit codes
-    cli_cache | cli_dataset | cli_mount   the commands: the cache | what is in the dataset | mounting
+    cli_cache | cli_dataset | cli_mount | cli_plot  the commands: the cache | the dataset | mounting | pictures
     cli_options                   the options of all commands
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
     fuse | layout | status        the only import of mfusepy and fusepy | specimens to folders | live figures
     views                         the folders and files of stacks
+    plots                         pictures of the dataset and of the cache
     inventory | progress          what is cached of each specimen | how far a long command is
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     pixels | readahead            where the pixels of slices lie, and the proof | what the Predictor wishes for, fetched

@@ -123,7 +123,7 @@ def as_text(holding: Holding) -> str:
     text = (
         f"{holding.specimen.split}/{holding.specimen.id}  "
         f"{holding.slices_here} of {len(holding.slices)} slices, "
-        f"{format_size(holding.bytes_here)} of {format_size(holding.bytes)}, {_share(holding)}"
+        f"{format_size(holding.bytes_here)} of {format_size(holding.bytes)}, {share(holding)}"
     )
     return f"{text}, pinned" if holding.pinned else text
 
@@ -146,7 +146,7 @@ def as_table(holdings: Sequence[Holding], limits: dict[str, Any], console: Conso
             f"{len(holding.slices)}",
             format_size(holding.bytes_here),
             format_size(holding.bytes),
-            _share(holding),
+            share(holding),
             "yes" if holding.pinned else "no",
         )
     sizes = {name: format_size(size) for name, size in limits.items() if name != "folder"}
@@ -166,5 +166,6 @@ def as_table(holdings: Sequence[Holding], limits: dict[str, Any], console: Conso
     return capture.get()
 
 
-def _share(holding: Holding) -> str:
+def share(holding: Holding) -> str:
+    """What share of it is here, in per cent, rounded down."""
     return f"{100 * holding.bytes_here // max(1, holding.bytes)} %"

@@ -58,12 +58,14 @@ def test_the_map_names_every_module() -> None:
 
 def test_dependencies_are_what_is_imported() -> None:
     requires = declared()
-    for_demo = {"demo.py", "drawing.py"}
-    needed = set().union(*(imported(file) for file in SOURCES if file.name not in for_demo))
+    for_demo, for_pictures = {"demo.py", "drawing.py"}, {"plots.py"}
+    optional = for_demo | for_pictures
+    needed = set().union(*(imported(file) for file in SOURCES if file.name not in optional))
     with_parts = {"botocore": "boto3", "urllib3": "boto3"}
     assert {with_parts.get(name, name) for name in needed} == requires[""] - BINDINGS
     needed_by_demo = set().union(*(imported(ROOT / "bffs" / name) for name in for_demo))
     assert needed_by_demo - {"botocore"} - requires[""] == requires["demo"]
+    assert imported(ROOT / "bffs" / "plots.py") == requires["plot"]
     assert requires["fusepy"] == {"fusepy"}
 
 
@@ -97,7 +99,13 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
     assert names == code | data | {"bffs/py.typed"}
     assert metadata["Version"] == bffs.__version__
     assert metadata["License-Expression"] == "MIT"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"bench", "demo", "fusepy", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "bench",
+        "demo",
+        "fusepy",
+        "plot",
+        "test",
+    }
 
 
 def test_the_wheel_works_on_its_own(wheel: Path, tmp_path: Path) -> None:

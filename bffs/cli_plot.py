@@ -1,0 +1,41 @@
+"""The command that draws pictures."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from bffs.cli_options import Given, absolute, catalog_of, command
+
+
+@command()
+@click.argument("what", type=click.Choice(["sizes", "cache"]))
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    callback=absolute,
+    help="The picture: a name that ends in .png, .svg or .pdf.",
+)
+@click.pass_obj
+def plot(given: Given, what: str, output: Path) -> None:
+    """Draw how large the stacks are, or which slices are cached.
+
+    Needs matplotlib: pip install 'bffs[plot]'.
+    """
+    from bffs import inventory, plots
+    from bffs.cache import DiskCache
+
+    plots.check_form(output)
+    settings = given.settings()
+    catalog = catalog_of(settings, given.verbosity)
+    if what == "sizes":
+        plots.sizes(catalog, output)
+        return
+    cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
+    with contextlib.closing(cache):
+        holdings = inventory.take(catalog.specimens, cache)
+    plots.cache([each for each in holdings if each.bytes_here or each.pinned], output)
