@@ -185,10 +185,9 @@ def _drive(
         shapes = Shapes(settings, blocks, cache)
         choice = Choice(shapes, settings.dataset.voxel, settings.shutu_overlap)
         errors: Counter[str] = Counter()
-        status = Status(mountpoint, blocks, errors)
+        status = Status(mountpoint, blocks, errors, lambda: refresher.catalog)
 
         def build(catalog: Catalog) -> Folder:
-            status.show(catalog)
             beside = {FOLDER: status.folder}
             return layout.build(catalog, settings.dataset, readahead, cache, choice, beside)
 

@@ -95,7 +95,8 @@ def compare(before: Catalog, after: Catalog) -> Change:
 
 
 class Refresher:
-    """Keeps one mount's catalog current. `on_change` gets the catalog before and the one after."""
+    """Keeps one mount's catalog current. `on_change` gets the catalog before and the one after;
+    `catalog` is the one whose change is complete."""
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class Refresher:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._catalog = catalog
+        self.catalog = catalog
         self._on_change = on_change
         self._wake = threading.Event()
         self._asked = False
@@ -149,9 +150,9 @@ class Refresher:
         if mark != self._seen:
             self._seen = mark
             kept = snapshot.load(self._settings.cache_dir, self._settings.dataset)
-            if kept is not None and kept.listed_at > self._catalog.listed_at:
+            if kept is not None and kept.listed_at > self.catalog.listed_at:
                 self._take(kept)
-        due = self._catalog.listed_at + self._settings.refresh_after
+        due = self.catalog.listed_at + self._settings.refresh_after
         is_due = not self._settings.offline and max(due, self._next_try) < time.time()
         if self._asked or is_due:
             self._asked = False
@@ -160,9 +161,10 @@ class Refresher:
             self._take(listed)
 
     def _take(self, catalog: Catalog) -> None:
-        before, self._catalog = self._catalog, catalog
+        before = self.catalog
         if before.specimens != catalog.specimens:
             self._on_change(before, catalog)
+        self.catalog = catalog
 
     def _snapshot_mark(self) -> tuple[int, int] | None:
         return snapshot.mark(self._settings.cache_dir, self._settings.dataset)

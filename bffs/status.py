@@ -31,19 +31,21 @@ Figures = dict[str, Any]
 
 
 class Status:
-    """Collects the figures of a mount. `errors` counts failed requests by the errno's name; for
-    `catalog` see `show`."""
+    """Collects the figures of a mount. `errors` counts failed reads by the errno's name; `catalog`
+    is asked for what is shown now."""
 
-    def __init__(self, mountpoint: Path, blocks: BlockReader, errors: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        mountpoint: Path,
+        blocks: BlockReader,
+        errors: Mapping[str, int],
+        catalog: Callable[[], Catalog],
+    ) -> None:
         self._mountpoint = mountpoint
         self._blocks = blocks
         self._errors = errors
-        self._catalog: Catalog | None = None
-        self._started = time.time()
-
-    def show(self, catalog: Catalog) -> None:
-        """Tell of this catalog from now on."""
         self._catalog = catalog
+        self._started = time.time()
 
     @property
     def folder(self) -> Folder:
@@ -71,9 +73,7 @@ class Status:
         }
 
     def _listing(self) -> Figures:
-        catalog = self._catalog
-        if catalog is None:
-            return {}
+        catalog = self._catalog()
         return {
             "listed_at": catalog.listed_at,
             "specimens": len(catalog.specimens),
