@@ -19,7 +19,10 @@ import bffs
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "bffs").glob("*.py"))
-SCRIPTS = ["scripts/_install.sh", "scripts/check", "scripts/demo", "scripts/test", ".ci/run"]
+SCRIPTS = [
+    "scripts/_install.sh", "scripts/check", "scripts/coverage", "scripts/demo", "scripts/fuzz", "scripts/test",
+    ".ci/run",
+]  # fmt: skip
 BINDINGS = {"mfusepy", "fusepy"}
 """Imported by name, at run time."""
 
@@ -103,6 +106,7 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
         "bench",
         "demo",
         "fusepy",
+        "fuzz",
         "plot",
         "test",
     }
