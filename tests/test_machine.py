@@ -198,6 +198,7 @@ class Machine(RuleBasedStateMachine):
         self._change({key: self._version(key, size, number) for key, size, number in tree})
         self._mount()
         self.listed = dict(self.stored)
+        self.is_listing_lost = False
 
     def teardown(self) -> None:
         if not hasattr(self, "folder"):
@@ -282,6 +283,7 @@ class Machine(RuleBasedStateMachine):
             assert time.monotonic() < end, "the new listing is not shown"
             time.sleep(0.01)
         self.listed = dict(self.stored)
+        self.is_listing_lost = False
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -478,8 +480,9 @@ class Machine(RuleBasedStateMachine):
         for damage in damages:
             self._damage(damage, seed)
         self._mount()
-        if any("listing" in damage or damage == "lose all" for damage in damages):
+        if self.is_listing_lost:
             self.listed = dict(self.stored)
+            self.is_listing_lost = False
 
     def _read_what_is_dead(self) -> None:
         """Handles of a driver that was killed: what the kernel still has may be read, no more."""
@@ -510,6 +513,7 @@ class Machine(RuleBasedStateMachine):
         match how:
             case "lose all":
                 shutil.rmtree(cache / "v1", ignore_errors=True)
+                self.is_listing_lost = True
             case "lose data" if data:
                 chance.choice(data).unlink()
             case "lose sums" if sums:
@@ -533,11 +537,13 @@ class Machine(RuleBasedStateMachine):
             case "lose listing":
                 for path in listings:
                     path.unlink()
+                self.is_listing_lost = True
             case "cut listing" | "garbage in listing":
                 for path in listings:
                     content = path.read_bytes()
                     cut = content[: chance.randrange(len(content))]
                     path.write_bytes(cut if how == "cut listing" else cut + b"garbage")
+                self.is_listing_lost = True
 
 
 def _flip(path: Path, at: int) -> None:
