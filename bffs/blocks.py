@@ -12,13 +12,14 @@ threads start in `start` (after any fork) and end in `close`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from bffs.cache import DiskCache
 from bffs.cachefile import BLOCK, CachedObject, checksum
@@ -33,9 +34,17 @@ from bffs.errors import (
 from bffs.link import Link
 from bffs.parts import BLOCKS_IN_PART, PART, Part, Parts, Waiter
 from bffs.schedule import Piece, Priority, Schedule, Want
-from bffs.store import ObjectInfo, ObjectStore
+from bffs.store import ByteRange, ObjectInfo, ObjectStore
 
 log = logging.getLogger(__name__)
+
+AGAIN = 0.3
+"""Seconds for which a read that has waited in vain is not begun anew: the kernel asks once more for
+each page that it could not get, and nobody should wait twice."""
+
+LOOK = 0.25
+"""Seconds between two looks at whether a waiting reader has been killed: the kernel lets it die only
+when its request is answered."""
 
 WRITERS = 2
 
@@ -54,8 +63,21 @@ class Counters:
         self.not_written = 0
 
 
+class _Failure(NamedTuple):
+    """A read that has waited in vain; the same read fails like it until `again`."""
+
+    obj: ObjectInfo
+    span: ByteRange
+    error: BaseException
+    again: float
+
+
 class BlockReader:
-    """Reads objects of one store through one disk cache; see the module."""
+    """Reads objects of one store through one disk cache; see the module.
+
+    A read waits for `deadline` seconds, or until `abandoned`, called from its thread now and then,
+    is true.
+    """
 
     def __init__(
         self,
@@ -65,9 +87,11 @@ class BlockReader:
         memory: int,
         connections: int,
         deadline: float = 300.0,
+        abandoned: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._deadline = deadline
+        self._abandoned = abandoned
         self._cache = cache
         self._connections = connections
         self._parts = Parts(memory)
@@ -78,6 +102,7 @@ class BlockReader:
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
         self._idle_threads = 0
+        self._failed: deque[_Failure] = deque(maxlen=256)
         self._unwritten = 0
         self._to_write: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         self._closing = False
@@ -162,8 +187,8 @@ class BlockReader:
         """Fill `into` with the bytes of `obj` from `offset` on; returns how many there were before
         the end.
 
-        Waits until they are here, or until the deadline: `deadline` seconds from now. Raises
-        StoreError when they can't be had, Closing at the end of the mount.
+        Waits until they are here, at most until the deadline. Raises StoreError when they can't be
+        had, Closing at the end of the mount, InterruptedError for a reader that is gone.
         """
         size = min(len(into), obj.size - offset)
         if size <= 0:
@@ -181,7 +206,7 @@ class BlockReader:
                 cached = cached or self._cache.open(obj)
                 n = self._copy_from_disk(cached, at, rest)
                 if not n and refreshed:
-                    until = until or time.monotonic() + self._deadline
+                    until = until or self._begin_waiting(obj, offset, size)
                     n = self._wait(obj, cached, at, rest, until)
                 elif not n:
                     cached.refresh()
@@ -269,7 +294,11 @@ class BlockReader:
             piece.interrupt()
         try:
             if not self._is_served(waiter, part):
-                raise waiter.error or StoreUnreachable(f"{obj.key} did not come in time")
+                error = waiter.error or StoreUnreachable(f"{obj.key} did not come in time")
+                if time.monotonic() >= until:
+                    span = ByteRange(offset, offset + len(into))
+                    self._failed.append(_Failure(obj, span, error, time.monotonic() + AGAIN))
+                raise error
             n = self._copy_part(part, start, into)
             self.counters.from_memory += n
             return n
@@ -277,12 +306,31 @@ class BlockReader:
             with self._lock:
                 self._unpin(part)
 
+    def _begin_waiting(self, obj: ObjectInfo, offset: int, size: int) -> float:
+        """Until when a read may wait that begins to do so now. Raises the error of one that has
+        just waited for the same in vain."""
+        now = time.monotonic()
+        for failed in tuple(self._failed):
+            if (
+                now < failed.again
+                and (failed.obj.key, failed.obj.etag) == (obj.key, obj.etag)
+                and failed.span.start <= offset
+                and offset + size <= failed.span.stop
+            ):
+                raise failed.error
+        return now + self._deadline
+
     def _is_served(self, waiter: Waiter, part: Part) -> bool:
         """Wait until `waiter` is woken, or its time is up; whether its blocks are here."""
-        if not waiter.gate.acquire(timeout=max(0.0, waiter.until - time.monotonic())):
-            with self._lock:
-                if waiter in part.waiters:
-                    part.waiters.remove(waiter)
+        while not waiter.gate.acquire(timeout=max(0.0, min(LOOK, waiter.until - time.monotonic()))):
+            killed = self._abandoned()
+            if killed or time.monotonic() >= waiter.until:
+                with self._lock:
+                    if waiter in part.waiters:
+                        part.waiters.remove(waiter)
+                if killed:
+                    raise InterruptedError(errno.EINTR, "the reader was killed")
+                break
         return part.have & waiter.need == waiter.need
 
     # -- prefetching -------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bffs.content import Content
@@ -76,13 +77,16 @@ NEGATIVE_TIMEOUT = 60.0
 makes it ask again. Asking costs no request to the store."""
 
 MAX_BACKGROUND = 64
-MAX_THREADS = 64
-"""Requests in the kernel's queue, and threads that serve them: slow reads must not keep an `ls`
-waiting."""
+IDLE_THREADS = 64
+MAX_THREADS = 512
+"""Reads that the kernel has under way for its page cache, threads that are kept to serve all
+requests, and how many there may be: reads that wait for a store that is away must not keep an `ls`
+waiting, nor the news that a reader was killed."""
 
 REQUEST_SIZE = 1 << 20
 """Bytes in a read request at most; needs the mount's read_ahead_kb raised too."""
 
+_ASYNC_DIO = 1 << 15
 _PARALLEL_DIROPS = 1 << 18
 _READDIRPLUS_AUTO = 1 << 14
 _NOTIFY_INC_EPOCH = 8
@@ -154,6 +158,8 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
             conn.contents.congestion_threshold = MAX_BACKGROUND * 3 // 4
             conn.contents.max_readahead = REQUEST_SIZE
             conn.contents.want |= conn.contents.capable & _PARALLEL_DIROPS
+            # A reader can't be killed while it waits for a direct read that the kernel has split.
+            conn.contents.want &= ~_ASYNC_DIO
             # Attributes always travel with names: the kernel's own guess leaves out most of them.
             conn.contents.want &= ~_READDIRPLUS_AUTO
             config.contents.use_ino = 1
@@ -333,7 +339,7 @@ class Session:
             }
         elif LIBFUSE >= (3, 12):
             # libfuse complains on stderr where only one of the two is given.
-            options = options | {"max_threads": MAX_THREADS, "max_idle_threads": MAX_THREADS}
+            options = options | {"max_threads": MAX_THREADS, "max_idle_threads": IDLE_THREADS}
         try:
             _Adapter(self, mountpoint, options)
         except RuntimeError as error:
@@ -373,6 +379,20 @@ class Session:
 
     def _exit(self) -> None:
         binding._libfuse.fuse_exit(ctypes.c_void_p(self._fuse))
+
+
+def is_reader_killed() -> bool:
+    """Whether who waits for the answer to this thread's request has been killed; no other signal
+    ends a read."""
+    if not binding._libfuse.fuse_interrupted():
+        return False
+    pid = binding.fuse_get_context()[2]
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in ("SigPnd", "ShdPnd") and int(value, 16) >> (signal.SIGKILL - 1) & 1:
+                return True
+    return False
 
 
 def _increment_epoch() -> None:

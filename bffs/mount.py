@@ -156,7 +156,7 @@ def _drive(
     from bffs import layout, refresh
     from bffs.blocks import BlockReader
     from bffs.cache import DiskCache
-    from bffs.fuse import Session
+    from bffs.fuse import Session, is_reader_killed
     from bffs.late import LateStore
     from bffs.readahead import Readahead
     from bffs.shapes import Shapes
@@ -178,6 +178,7 @@ def _drive(
             memory=settings.memory,
             connections=settings.max_connections,
             deadline=settings.deadline,
+            abandoned=is_reader_killed,
         )
         stack.callback(blocks.close)
         stack.callback(store.stop)

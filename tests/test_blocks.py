@@ -10,12 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bffs.blocks import BlockReader
+from bffs.blocks import AGAIN, BlockReader
 from bffs.cache import BLOCK, DiskCache
-from bffs.errors import AccessDenied, Closing, ObjectChanged
+from bffs.errors import (
+    AccessDenied,
+    BffsError,
+    Closing,
+    ObjectChanged,
+    StoreBusy,
+    StoreUnreachable,
+)
 from bffs.parts import BLOCKS_IN_PART, PART, Part
 from bffs.s3 import S3Store
 from bffs.schedule import Priority
@@ -84,6 +92,7 @@ class Readers:
         memory: int = 256 * MIB,
         connections: int = 8,
         disk: int = GIB,
+        **options: Any,
     ) -> BlockReader:
         """A reader; without `disk`, nothing is cached on disk."""
         dataset = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
@@ -94,6 +103,7 @@ class Readers:
             self.cache,
             memory=memory,
             connections=connections,
+            **options,
         )
         blocks.start()
         self._started.append(blocks)
@@ -468,6 +478,76 @@ def test_a_changed_object_is_an_error_never_a_mixture(server: S3Server, reader: 
     settle(blocks)
     server.change({"changing": SIZES["changing"]})
     assert read(blocks, "changing", MIB, BLOCK) == expect("changing", MIB, BLOCK)
+
+
+def failure(blocks: BlockReader, key: str, start: int) -> tuple[BaseException, float]:
+    """What reading a byte ends with, and after how many seconds."""
+    begun = time.monotonic()
+    with pytest.raises(BffsError) as caught:
+        read(blocks, key, start, 1)
+    return caught.value, time.monotonic() - begun
+
+
+def test_each_reader_waits_as_long_as_its_own_deadline(server: S3Server, reader: Readers) -> None:
+    """Even if others have been waiting for the same blocks, or a prefetch has failed for them."""
+    server.fault("status", value=503, key="part")
+    blocks = reader(deadline=2.0)
+    blocks.prefetch("a", Priority.FILE, [(info("part"), 0, MIB)])
+    wait_until(lambda: bool(server.log()), "prefetching")
+    with ThreadPoolExecutor(3) as pool:
+        waiting = []
+        for _ in range(3):
+            time.sleep(0.9)
+            waiting.append(pool.submit(failure, blocks, "part", 1000))
+        for each in waiting:
+            error, seconds = each.result(SOON)
+            assert type(error) is StoreBusy and 2.0 <= seconds < 3.5
+    settle(blocks)
+    server.reset()
+    time.sleep(AGAIN)
+    assert read(blocks, "part", 0, MIB) == expect("part", 0, MIB)
+
+
+def test_a_reader_leaves_at_its_deadline_whatever_the_store_does(
+    server: S3Server, reader: Readers
+) -> None:
+    server.fault("stall", value=5, at=0, key="part", times=1)
+    blocks = reader(deadline=0.5)
+    error, seconds = failure(blocks, "part", 0)
+    assert type(error) is StoreUnreachable and "part did not come in time" in str(error)
+    assert 0.5 <= seconds < 2
+    begun = time.monotonic()
+    again, _ = failure(blocks, "part", 0)  # as the kernel does, page by page
+    assert again is error and time.monotonic() - begun < 0.5
+    time.sleep(6)
+    assert read(blocks, "part", 0, MIB) == expect("part", 0, MIB)
+    settle(blocks)
+
+
+def test_a_reader_without_memory_leaves_at_its_deadline(server: S3Server, reader: Readers) -> None:
+    server.fault("stall", value=3, at=0, key="large", times=6)
+    blocks = reader(memory=4 * PART, deadline=1.0)
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(failure, blocks, "large", n * PART) for n in range(6)]
+        for each in waiting:
+            error, _ = each.result(SOON)
+            assert type(error) is StoreUnreachable
+    settle(blocks)
+
+
+def test_a_reader_that_is_gone_waits_no_longer(server: S3Server, reader: Readers) -> None:
+    gone = threading.Event()
+    server.fault("stall", value=3, at=0, key="part", times=1)
+    blocks = reader(abandoned=gone.is_set)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(read, blocks, "part", 0, 1)
+        wait_until(lambda: bool(server.log()), "fetching")
+        gone.set()
+        with pytest.raises(InterruptedError):
+            waiting.result(SOON)
+    gone.clear()
+    assert read(blocks, "part", 0, MIB) == expect("part", 0, MIB)
+    settle(blocks)
 
 
 class Faulty(FakeStore):
