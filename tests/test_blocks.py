@@ -480,11 +480,13 @@ def test_a_changed_object_is_an_error_never_a_mixture(server: S3Server, reader: 
     assert read(blocks, "changing", MIB, BLOCK) == expect("changing", MIB, BLOCK)
 
 
-def failure(blocks: BlockReader, key: str, start: int) -> tuple[BaseException, float]:
-    """What reading a byte ends with, and after how many seconds."""
+def failure(
+    blocks: BlockReader, key: str, start: int, size: int = 1
+) -> tuple[BaseException, float]:
+    """What reading ends with, and after how many seconds."""
     begun = time.monotonic()
     with pytest.raises(BffsError) as caught:
-        read(blocks, key, start, 1)
+        read(blocks, key, start, size)
     return caught.value, time.monotonic() - begun
 
 
@@ -501,7 +503,8 @@ def test_each_reader_waits_as_long_as_its_own_deadline(server: S3Server, reader:
             waiting.append(pool.submit(failure, blocks, "part", 1000))
         for each in waiting:
             error, seconds = each.result(SOON)
-            assert type(error) is StoreBusy and 2.0 <= seconds < 3.5
+            assert isinstance(error, StoreBusy | StoreUnreachable)
+            assert 2.0 <= seconds < SOON / 2
     settle(blocks)
     server.reset()
     time.sleep(AGAIN)
@@ -515,7 +518,7 @@ def test_a_reader_leaves_at_its_deadline_whatever_the_store_does(
     blocks = reader(deadline=0.5)
     error, seconds = failure(blocks, "part", 0)
     assert type(error) is StoreUnreachable and "part did not come in time" in str(error)
-    assert 0.5 <= seconds < 2
+    assert 0.5 <= seconds < 4
     begun = time.monotonic()
     again, _ = failure(blocks, "part", 0)  # as the kernel does, page by page
     assert again is error and time.monotonic() - begun < 0.5
@@ -525,14 +528,18 @@ def test_a_reader_leaves_at_its_deadline_whatever_the_store_does(
 
 
 def test_a_reader_without_memory_leaves_at_its_deadline(server: S3Server, reader: Readers) -> None:
-    server.fault("stall", value=3, at=0, key="large", times=6)
+    server.fault("status", value=503, key="large")
     blocks = reader(memory=4 * PART, deadline=1.0)
     with ThreadPoolExecutor(6) as pool:
-        waiting = [pool.submit(failure, blocks, "large", n * PART) for n in range(6)]
+        waiting = [pool.submit(failure, blocks, "large", n * PART, PART) for n in range(6)]
         for each in waiting:
-            error, _ = each.result(SOON)
-            assert type(error) is StoreUnreachable
+            error, seconds = each.result(SOON)
+            assert isinstance(error, StoreBusy | StoreUnreachable)
+            assert 0.9 < seconds < SOON / 2
+    server.reset()
     settle(blocks)
+    time.sleep(AGAIN)
+    assert read(blocks, "large", 0, PART) == expect("large", 0, PART)
 
 
 def test_a_reader_that_is_gone_waits_no_longer(server: S3Server, reader: Readers) -> None:
