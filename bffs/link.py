@@ -23,8 +23,8 @@ from collections.abc import Callable
 
 from bffs.units import MIB
 
-PATIENCE = 1.5
-SLACK = 0.015
+PATIENCE = 2.0
+SLACK = 0.05
 """A first block may take `PATIENCE` times as long as at best, and `SLACK` seconds more, before the
 window shrinks."""
 
@@ -35,11 +35,11 @@ good answer adds, one refusal in twenty is nothing, and every second leaves the 
 SHRINK = 0.5
 SMOOTHING = 1 / 8
 
-HELD = 3.0
+HELD = 4.0
 """Times bandwidth x latency that the window never shrinks below."""
 
 PIECE_LATENCIES = 4.0
-PARALLEL = 16
+PARALLEL = 12
 """Requests that the window is shared among at least: a connection alone may be slower than the
 link, and a window of a few large requests would never show what the link can carry."""
 

@@ -28,7 +28,14 @@ from bffs.units import KIB, MIB
 IS_POSSIBLE = hasattr(select, "epoll") and hasattr(os, "eventfd")
 
 STEP = 128 * KIB
-"""Bytes between two reports of progress; one block, so that a waiting reader is woken at each."""
+"""Bytes between two reports of progress at least: one block, so that a waiting reader is woken at
+each."""
+
+LONGEST_STEP = 512 * KIB
+QUICK = 0.006
+SLOW = 2 * QUICK
+"""A step that took less than `QUICK` seconds is followed by one of twice as many bytes, one that took
+more than `SLOW` by one of half: a reader is not kept waiting notably, and bulk costs less."""
 
 MOST = MIB
 """Bytes that one socket may deliver before it is the next one's turn."""
@@ -52,6 +59,7 @@ class _Transfer:
         "patience",
         "slowest",
         "sock",
+        "step",
         "stepped",
     )
 
@@ -71,6 +79,7 @@ class _Transfer:
         self.patience = patience
         self.slowest = slowest
         self.awaited = 0
+        self.step = STEP
         self.moved = self.stepped = time.monotonic()
         self.longest = 0.0
         self.error: BaseException | None = None
@@ -79,7 +88,7 @@ class _Transfer:
 
     def await_step(self) -> None:
         """Have the kernel report the socket when the rest of a step is there."""
-        awaited = min(STEP - self.filled % STEP, len(self.buffer) - self.filled)
+        awaited = min(self.step - self.filled % STEP, len(self.buffer) - self.filled)
         if awaited != self.awaited:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, awaited)
             self.awaited = awaited
@@ -96,8 +105,13 @@ class _Transfer:
         self.filled += n
         self.moved = time.monotonic()
         if n >= self.awaited:
-            self.longest = max(self.longest, self.moved - self.stepped)
+            took = self.moved - self.stepped
+            self.longest = max(self.longest, took)
             self.stepped = self.moved
+            if took < QUICK:
+                self.step = min(2 * self.step, LONGEST_STEP)
+            elif took > SLOW:
+                self.step = max(self.step // 2, STEP)
         self.advance(self.filled)
         if self.filled == len(self.buffer):
             return True
