@@ -141,14 +141,15 @@ class BlockReader:
         for thread in self._writers:
             thread.join(max(0.0, begun + timeout - time.monotonic()))
 
-    def retire(self, versions: Iterable[ObjectInfo]) -> None:
-        """From now on, fail reads of these object versions with ObjectChanged, cached or not.
+    def retire(self, gone: Iterable[ObjectInfo], new: Iterable[ObjectInfo]) -> None:
+        """From now on, fail reads of the object versions that are `gone` with ObjectChanged, cached
+        or not, until they are `new` again.
 
         The kernel keeps pages by file, not by version: a late read of the old version through an
-        old handle would leave its bytes there for readers of the new one. Replaces what was retired
-        before.
+        old handle would leave its bytes there for readers of the new one.
         """
-        self._retired = frozenset((obj.key, obj.etag) for obj in versions)
+        retired = self._retired | {(obj.key, obj.etag) for obj in gone}
+        self._retired = retired - {(obj.key, obj.etag) for obj in new}
 
     def figures(self) -> dict[str, Any]:
         """What has been done, and what takes memory or waits now; bytes, seconds, numbers.

@@ -196,7 +196,7 @@ def _drive(
             changed = refresh.compare(before, after)
             session.changed = True
             tree.root = build(after)
-            blocks.retire(changed.retired)
+            blocks.retire(changed.gone, changed.new)
             session.invalidate([*changed.paths, *refresh.around(changed.paths)])
             log.warning("the bucket has changed: %d files", len(changed.paths))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -77,21 +77,20 @@ def obtain(
 class Change(NamedTuple):
     """What two catalogs differ in.
 
-    `paths` are those of files that are new, gone or changed, below the split folders; `retired` the
-    object versions that are no more.
+    `paths` are those of files that are new, gone or changed, below the split folders; `gone` and
+    `new` the object versions that are no more, and that were not before.
     """
 
     paths: list[str]
-    retired: list[ObjectInfo]
+    gone: list[ObjectInfo]
+    new: list[ObjectInfo]
 
 
 def compare(before: Catalog, after: Catalog) -> Change:
     """What has changed from one catalog to the next."""
     old, new = _files(before), _files(after)
     paths = [path for path in old.keys() | new.keys() if old.get(path) != new.get(path)]
-    current = {(obj.key, obj.etag) for obj in new.values()}
-    retired = [obj for obj in old.values() if (obj.key, obj.etag) not in current]
-    return Change(sorted(paths), retired)
+    return Change(sorted(paths), _without(old, new), _without(new, old))
 
 
 class Refresher:
@@ -184,6 +183,12 @@ def _files(catalog: Catalog) -> dict[str, ObjectInfo]:
         for specimen in catalog.specimens
         for obj in specimen.objects()
     }
+
+
+def _without(some: Mapping[str, ObjectInfo], others: Mapping[str, ObjectInfo]) -> list[ObjectInfo]:
+    """The object versions of `some` that are none of `others`."""
+    known = {(obj.key, obj.etag) for obj in others.values()}
+    return [obj for obj in some.values() if (obj.key, obj.etag) not in known]
 
 
 def around(paths: Iterable[str]) -> list[str]:

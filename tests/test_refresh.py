@@ -1,5 +1,6 @@
 """Refreshing: mounts without a listing, and what changes in the bucket while programs read."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from bffs.settings import Dataset, Settings
 from bffs.store import ObjectInfo
 from tests.conftest import Mounter, drivers, flags_of
 from tests.fakes import FakeStore
-from tests.s3server import S3Server
+from tests.s3server import S3Server, Source
+from tests.test_status import status
 
 DATASET = Dataset(name="t", endpoint_url="http://s3.test", region="r", bucket="b")
 KEPT, GONE, CHANGED = "7/a-0001.tif", "7/a-0002.tif", "7/a-0003.tif"
@@ -85,9 +87,10 @@ def test_what_two_catalogs_differ_in() -> None:
     after = list_catalog(FakeStore({"1/a.tif": b"x", "1/b.tif": b"Y", "3/d.tif": b"z"}), DATASET)
     change = compare(before, after)
     assert change.paths == ["/train/1/b.tif", "/train/2/c.tif", "/train/3/d.tif"]
-    assert {obj.key for obj in change.retired} == {"1/b.tif", "2/c.tif"}
-    assert all(isinstance(obj, ObjectInfo) for obj in change.retired)
-    assert compare(before, before) == ([], [])
+    assert {obj.key for obj in change.gone} == {"1/b.tif", "2/c.tif"}
+    assert {obj.key for obj in change.new} == {"1/b.tif", "3/d.tif"}
+    assert all(isinstance(obj, ObjectInfo) for obj in change.gone)
+    assert compare(before, before) == ([], [], [])
     assert around(["/train/1/b.tif"]) == [
         "/", "/specimens_manifest.json", "/train", "/train/1", "/train/1/manifest.json",
     ]  # fmt: skip
@@ -189,6 +192,50 @@ def test_readers_never_get_two_versions_mixed(server: S3Server, mount: Mounter) 
     seen = [set(reader.communicate(timeout=60)[0].split()) for reader in readers]
     assert set.union(*seen) <= {"old!", "NEW?", "errno", "116"}, seen
     assert {"old!", "NEW?"} <= set.union(*seen)
+
+
+def test_a_handle_stays_stale_over_further_changes_until_its_version_is_back(
+    server: S3Server, mount: Mounter
+) -> None:
+    mountpoint = mount()
+    path = mountpoint / "train" / CHANGED
+    assert path.read_bytes() == OLD
+    fd = os.open(path, os.O_RDONLY)
+    until(lambda: int(os.getxattr(path, "user.bffs.cached")) == len(OLD))
+    for version in (b"new!" * 500_000, b"3rd!" * 500_000):
+        change(server, mountpoint, {CHANGED: version})
+        with pytest.raises(OSError, match="Stale"):
+            os.pread(fd, 4, 0)
+        assert path.read_bytes() == version
+    change(server, mountpoint, {CHANGED: OLD})
+    assert os.pread(fd, 4, 0) == b"old!"
+    os.close(fd)
+
+
+def test_while_an_old_version_is_open_the_new_one_is_read_but_not_mapped(
+    server: S3Server, mount: Mounter
+) -> None:
+    """Past the kernel's pages, of which there is one set a file: what it refuses is not worse."""
+    mountpoint = mount()
+    path = mountpoint / "train" / CHANGED
+    old = os.open(path, os.O_RDONLY)
+    change(server, mountpoint, {CHANGED: NEW})
+    with path.open("rb") as file:
+        assert file.read() == NEW
+        with pytest.raises(OSError, match="No such device"):
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    os.close(old)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        assert view[:] == NEW
+
+
+def change(server: S3Server, mountpoint: Path, objects: dict[str, Source | None]) -> None:
+    """Change the bucket, and wait until the mount shows it."""
+    server.change(objects)
+    before = status(mountpoint)["listing"]["listed_at"]
+    (driver,) = drivers(mountpoint)
+    os.kill(driver, signal.SIGHUP)
+    until(lambda: status(mountpoint)["listing"]["listed_at"] != before)
 
 
 def test_an_old_snapshot_is_refreshed_in_the_background(server: S3Server, mount: Mounter) -> None:
