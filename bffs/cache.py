@@ -224,7 +224,7 @@ class DiskCache:
                     path.unlink()
 
     def used_since(self, when: float) -> list[Path]:
-        """Files that some process used since then, the latest first."""
+        """Files that others used since then, the latest first; see `Index.used_since`."""
         with self._explained():
             return self._index.used_since(when)
 

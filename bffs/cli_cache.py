@@ -52,10 +52,9 @@ def warm(
     settings = given.settings()
     positions = inventory.parse_slices(slices) if slices is not None else None
     specimens = _specimens(given, settings, names)
-    started = time.time()
-    with _cache(settings, started) as cache:
+    with _cache(settings, stamp=time.time()) as cache:
         holdings = inventory.take(specimens, cache, positions)
-        complete = check or _warm(settings, cache, holdings, as_json, started)
+        complete = check or _warm(settings, cache, holdings, as_json)
         for holding in inventory.take(specimens, cache, positions):
             click.echo(_line_of(holding, as_json))
     return 0 if complete else 1
@@ -66,7 +65,6 @@ def _warm(
     cache: DiskCache,
     holdings: Sequence[Holding],
     as_json: bool,
-    started: float,
 ) -> bool:
     """Fetch what is missing; whether all of it was asked for. Raises BffsError."""
     from bffs.late import LateStore
@@ -90,7 +88,6 @@ def _warm(
             chosen,
             connections=connections,
             deadline=settings.deadline,
-            started=started,
         )
         with shown("warming", as_json) as show:
 

@@ -182,12 +182,13 @@ class Index:
         return self._transact(look)
 
     def used_since(self, when: float) -> list[Path]:
-        """Files that were used since then, seconds since 1970, the latest first. Raises OSError or
-        sqlite3.Error."""
+        """Files that were used since then, seconds since 1970, the latest first, but for those with
+        the stamp of this ledger. Raises OSError or sqlite3.Error."""
         query = (
-            "SELECT path FROM files WHERE pinned IN (0, 1) AND used > ? ORDER BY used DESC LIMIT 64"
+            "SELECT path FROM files WHERE pinned IN (0, 1) AND used > ? AND used IS NOT ? "
+            "ORDER BY used DESC LIMIT 64"
         )
-        found = self._transact(lambda c: c.execute(query, (when,)).fetchall())
+        found = self._transact(lambda c: c.execute(query, (when, self._stamp)).fetchall())
         return [self._folder / name for (name,) in found]
 
     def recount(self, sizes: Mapping[Path, int]) -> None:

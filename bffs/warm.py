@@ -1,8 +1,9 @@
 """Warming: fetch what is missing of some objects straight into the disk cache.
 
-The objects are cut into pieces of `PIECE` bytes, which threads fetch and store one after the other, so that what is
-fetched is stored, and the disk sets the pace where it is the slower one. Each piece is looked up again before it is
-fetched: what is here, and what others have stored meanwhile, is never fetched. Whoever starts again resumes.
+Threads take piece after piece, and fetch and store it, so that what is fetched is stored, and the disk sets the pace
+where it is the slower one. Each piece is looked up again before it is fetched: what is here, and what others have
+stored meanwhile, is never fetched. Whoever starts again resumes. Pieces are as large as one connection fetches in
+`AHEAD` seconds: what is on its way here may be fetched by a reader, too, so it should not be much.
 
 Readers go first. What some other process reads is seen in the cache's ledger; while there is any, one connection in
 `YIELD` is used, and the objects that are read are taken before the others.
@@ -32,7 +33,10 @@ from bffs.units import MIB
 log = logging.getLogger(__name__)
 
 PIECE = 8 * MIB
-"""Bytes in a request at most, as in `blocks`; each connection has a buffer of this size."""
+LEAST_PIECE = MIB // 2
+"""Bytes in a request, at most as in `blocks`; each connection has a buffer of that size."""
+
+AHEAD = 0.25
 
 YIELD = 8
 
@@ -56,7 +60,7 @@ class Figures(NamedTuple):
     changed: int
 
 
-class _Piece(NamedTuple):
+class _Run(NamedTuple):
     """Blocks `first` to `stop` of an object."""
 
     obj: ObjectInfo
@@ -87,8 +91,7 @@ class Warmer:
     """Fetches what is missing of `objects`, the first ones first; `deadline` is how many seconds a
     store that is away is waited for.
 
-    The cache must have been made with `stamp=started`, the time when this began: what has been used
-    later was used by others.
+    The cache must have a stamp, by which it tells what others use.
     """
 
     def __init__(
@@ -99,16 +102,17 @@ class Warmer:
         *,
         connections: int,
         deadline: float,
-        started: float,
     ) -> None:
         self._store = store
         self._cache = cache
-        self._started = started
         self._deadline = deadline
         self._away = False
         self._connections = self._allowed = connections
+        self._most = LEAST_PIECE // BLOCK
+        self._rate = 0.0
+        self._measured = 0.0
         self._turn = threading.Condition()
-        self._waiting: OrderedDict[Path, deque[_Piece]] = OrderedDict()
+        self._waiting: OrderedDict[Path, deque[_Run]] = OrderedDict()
         self._busy = 0
         self._stopping = False
         self._error: BaseException | None = None
@@ -128,15 +132,20 @@ class Warmer:
         raises."""
         threads = [
             threading.Thread(target=self._work, name=f"bffs-warm-{number}", daemon=True)
-            for number in range(min(self._connections, sum(map(len, self._waiting.values()))))
+            for number in range(self._connections if self._waiting else 0)
         ]
+        self._heed_readers()
+        self._measured = time.monotonic()
         for thread in threads:
             thread.start()
         try:
-            while any(thread.is_alive() for thread in threads):
-                threads[0].join(_LOOK)
-                threads = [thread for thread in threads if thread.is_alive()] or threads
+            alive = threads
+            while alive:
+                before = self.figures().fetched
+                alive[0].join(_LOOK)
+                alive = [thread for thread in threads if thread.is_alive()]
                 self._heed_readers()
+                self._measure(before)
                 report(self.figures())
         finally:
             with self._turn:
@@ -150,27 +159,33 @@ class Warmer:
             raise self._error
 
     def _plan(self, obj: ObjectInfo) -> None:
-        """Queue what is missing of an object, cut where pieces of the whole object would end."""
-        pieces: deque[_Piece] = deque()
-        most = PIECE // BLOCK
-        for first, stop in self._cache.open(obj).missing(0, block_count(obj.size)):
-            for start in range(first - first % most, stop, most):
-                piece = _Piece(obj, max(first, start), min(stop, start + most))
-                pieces.append(piece)
-                self._here -= _size(piece)
-        if pieces:
-            self._waiting[self._cache.path(obj)] = pieces
+        """Queue what is missing of an object."""
+        missing = self._cache.open(obj).missing(0, block_count(obj.size))
+        runs = deque(_Run(obj, first, stop) for first, stop in missing)
+        if runs:
+            self._waiting[self._cache.path(obj)] = runs
+            self._here -= sum(map(_size, runs))
 
     def _heed_readers(self) -> None:
         """Make room for readers, and take first what they read."""
-        since = max(self._started, time.time() - READER_SEEN)
-        read = self._cache.used_since(since)
+        read = self._cache.used_since(time.time() - READER_SEEN)
         with self._turn:
             self._allowed = max(1, self._connections // YIELD) if read else self._connections
             for path in reversed(read):
                 if path in self._waiting:
                     self._waiting.move_to_end(path, last=False)
             self._turn.notify_all()
+
+    def _measure(self, before: int) -> None:
+        """Let pieces be as large as the connections are quick; `before` is what had been fetched
+        when it was last measured."""
+        now = time.monotonic()
+        with self._turn:
+            rate = (self._fetched - before) / max(1e-3, now - self._measured)
+            self._measured = now
+            self._rate += 0.3 * (rate - self._rate)
+            piece = int(self._rate * AHEAD / self._allowed)
+            self._most = max(LEAST_PIECE, min(piece, PIECE)) // BLOCK
 
     def _work(self) -> None:
         buffer = memoryview(mmap.mmap(-1, PIECE))  # page-aligned, for writing past the page cache
@@ -191,31 +206,34 @@ class Warmer:
                     self._busy -= 1
                     self._turn.notify_all()
 
-    def _next(self) -> _Piece | None:
+    def _next(self) -> _Run | None:
         """The next piece to fetch, once it is this thread's turn; None at the end."""
         with self._turn:
             while self._waiting and not self._stopping and self._busy >= self._allowed:
                 self._turn.wait()
             if self._stopping or not self._waiting:
                 return None
-            path, pieces = next(iter(self._waiting.items()))
-            piece = pieces.popleft()
-            if not pieces:
+            path, runs = next(iter(self._waiting.items()))
+            run = runs.popleft()
+            piece = run._replace(stop=min(run.stop, run.first + self._most))
+            if piece.stop < run.stop:
+                runs.appendleft(run._replace(first=piece.stop))
+            if not runs:
                 del self._waiting[path]
             self._busy += 1
             return piece
 
-    def _fill(self, piece: _Piece, buffer: memoryview) -> None:
+    def _fill(self, piece: _Run, buffer: memoryview) -> None:
         """Fetch and store what is still missing of a piece."""
         cached = self._cache.open(piece.obj)
         cached.refresh()
-        missing = [_Piece(piece.obj, *run) for run in cached.missing(piece.first, piece.stop)]
+        missing = [_Run(piece.obj, *run) for run in cached.missing(piece.first, piece.stop)]
         with self._turn:
             self._here += _size(piece) - sum(map(_size, missing))
         for run in missing:
             self._fetch(run, buffer[: _size(run)])
 
-    def _fetch(self, piece: _Piece, view: memoryview) -> None:
+    def _fetch(self, piece: _Run, view: memoryview) -> None:
         filled = 0
         moved = time.monotonic()
 
@@ -247,7 +265,7 @@ class Warmer:
             if size:
                 self._keep(piece, view[:size])
 
-    def _keep(self, piece: _Piece, data: memoryview) -> None:
+    def _keep(self, piece: _Run, data: memoryview) -> None:
         sums = array("Q", (checksum(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)))
         try:
             stored = self._cache.store(piece.obj, piece.first, data, sums)
@@ -259,6 +277,6 @@ class Warmer:
             )
 
 
-def _size(piece: _Piece) -> int:
+def _size(piece: _Run) -> int:
     """Bytes in a piece."""
     return min(piece.stop * BLOCK, piece.obj.size) - piece.first * BLOCK
