@@ -87,6 +87,9 @@ class Version(NamedTuple):
     content: bytes
     path: Path
 
+    def __repr__(self) -> str:
+        return f"<{len(self.content)} bytes>"
+
 
 class Thing(NamedTuple):
     """A file of the mount, as it was listed."""

@@ -33,6 +33,10 @@ SLACK = Holdings(48.0, 8, 48, 0.0)
 """What a driver may hold at its end more than it held at most in the first third of its life."""
 
 
+WARM_UP = 90.0
+"""Seconds of life below which nothing is known of what a driver usually holds."""
+
+
 class Child(NamedTuple):
     """A reader, and its diary."""
 
@@ -87,7 +91,8 @@ class Soak:
         for child in children:
             self._finish(child)
         last = self._driver.at_rest()
-        self._judge(held[: max(2, len(held) // 3)], last)
+        early = held[: len(held) // 3] if seconds >= WARM_UP else [last]
+        self._judge(early, last)
         self.say(f"driver at rest: {last.resident:.0f} MiB, {last.threads} threads, "
                  f"{last.descriptors} descriptors, {last.reserved:.1f} MiB reserved")  # fmt: skip
         if self._chance.random() < 0.3:
