@@ -6,19 +6,21 @@ sizes, manifests - is answered from the catalog without a request.
 
 Keys are untrusted. A key becomes a file only if it is `<split folder><id>/<name>` with an id and a
 name that a file system can hold; everything else is left out and counted under its reason, and
-never turned into another path.
+never turned into another path. Nor may there be any number of them: beyond limits that no dataset
+of stacks comes near, keys are counted and forgotten, and at last no longer asked for.
 
 A `Catalog` is immutable and may be read from any thread.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -27,14 +29,28 @@ from typing import TypeVar
 
 from bffs.errors import NoSuchSpecimen
 from bffs.settings import Dataset
-from bffs.store import ObjectInfo, ObjectStore
+from bffs.store import Listing, ObjectInfo, ObjectStore
 from bffs.units import natural_key
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_NAME = 255
 """Bytes in a file name, as Linux limits it (NAME_MAX)."""
+
+MAX_FILES = 100_000
+"""Files that are shown in one folder."""
+
+MAX_OBJECTS = 500_000
+"""Files that are shown in all, ten times those of the largest dataset known: about 500 MB."""
+
+MAX_FOLDERS = 20_000
+
+MAX_KEYS = 1_000_000
+MAX_PAGES = 20_000
+"""Keys, and pages, after which a folder is listed no further."""
 
 SYNTHESIZED = frozenset({"manifest.json"})
 """Names inside a specimen's folder that bffs makes itself; an object of that name is left out."""
@@ -118,17 +134,23 @@ def list_catalog(
     left_out: Counter[str] = Counter()
     places = _specimen_folders(store, dataset, left_out)
     specimens: list[Specimen] = []
-    keys = 0
+    done = keys = shown = 0
     with closing(
-        _in_parallel(lambda place: _list_folder(store, place[1]), places, connections)
+        _in_parallel(lambda place: _list_folder(store, *place), places, connections)
     ) as found:
-        for (split, prefix), objects in zip(places, found, strict=True):
-            keys += len(objects)
-            specimens.append(build_specimen(split, prefix, objects, left_out))
+        for specimen, reasons in found:
+            done += 1
+            size = sum(1 for _ in specimen.objects())
+            keys += size + sum(reasons.values())
+            left_out.update(reasons)
+            if shown + size > MAX_OBJECTS:
+                left_out[f"beyond {MAX_OBJECTS} files"] += size
+            elif size:
+                shown += size
+                specimens.append(specimen)
             if progress is not None:
-                progress(len(specimens), len(places), keys)
-    kept = tuple(specimen for specimen in specimens if any(True for _ in specimen.objects()))
-    return Catalog(kept, MappingProxyType(dict(left_out)), time.time())
+                progress(done, len(places), keys)
+    return Catalog(tuple(specimens), MappingProxyType(dict(left_out)), time.time())
 
 
 def build_specimen(
@@ -139,9 +161,12 @@ def build_specimen(
     slices: list[ObjectInfo] = []
     swc: ObjectInfo | None = None
     others: list[ObjectInfo] = []
+    seen: set[str] = set()
     for obj in objects:
         name = obj.key.removeprefix(prefix)
-        if not name:
+        if len(slices) + len(others) >= MAX_FILES:
+            left_out[f"beyond {MAX_FILES} files in a folder"] += 1
+        elif not name:
             left_out["folder marker"] += 1
         elif "/" in name:
             left_out["folder marker" if name.endswith("/") else "below a specimen's folder"] += 1
@@ -149,12 +174,15 @@ def build_specimen(
             left_out[reason] += 1
         elif name in SYNTHESIZED:
             left_out["has the name of a file that bffs makes"] += 1
+        elif name in seen:
+            left_out["listed twice"] += 1
         elif _SLICE.search(name):
             slices.append(obj)
         elif name == f"{specimen_id}.swc":
             swc = obj
         else:
             others.append(obj)
+        seen.add(name)
     if swc is None:
         swc = next((obj for obj in others if obj.key.endswith(".swc")), None)
         others = [obj for obj in others if obj is not swc]
@@ -180,16 +208,18 @@ def _specimen_folders(
 ) -> list[tuple[str, str]]:
     """(split, prefix) of each specimen's folder, in listing order, split by split."""
     roots = {folder for folder, _ in dataset.splits if folder}
-    places = []
+    places: list[tuple[str, str]] = []
     for folder, split in dataset.splits:
-        for page in store.list(folder, folders=True):
+        for page in _pages(store, folder, left_out, folders=True):
             for obj in page.objects:
                 left_out["folder marker" if obj.key.endswith("/") else "outside any specimen"] += 1
             for prefix in page.folders:
                 if prefix in roots:
                     continue
                 reason = unusable(prefix.removeprefix(folder).removesuffix("/"))
-                if reason is not None:
+                if len(places) >= MAX_FOLDERS:
+                    left_out[f"beyond {MAX_FOLDERS} folders"] += 1
+                elif reason is not None:
                     left_out[reason] += 1
                 else:
                     places.append((split, prefix))
@@ -205,7 +235,7 @@ def _in_parallel(
     Those of an executor would keep an interrupted program alive until the last answer or time-out.
     """
     todo: queue.SimpleQueue[tuple[T, Future[R]]] = queue.SimpleQueue()
-    futures: list[Future[R]] = []
+    futures: deque[Future[R]] = deque()
     for item in items:
         futures.append(Future())
         todo.put((item, futures[-1]))
@@ -223,12 +253,29 @@ def _in_parallel(
     for number in range(min(threads, len(items))):
         threading.Thread(target=work, name=f"bffs-list-{number}", daemon=True).start()
     try:
-        for future in futures:
-            yield future.result()
+        while futures:
+            yield futures[0].result()
+            futures.popleft()  # and what it holds
     finally:
         for future in futures:
             future.cancel()
 
 
-def _list_folder(store: ObjectStore, prefix: str) -> list[ObjectInfo]:
-    return [obj for page in store.list(prefix) for obj in page.objects]
+def _list_folder(store: ObjectStore, split: str, prefix: str) -> tuple[Specimen, Counter[str]]:
+    left_out: Counter[str] = Counter()
+    objects = (obj for page in _pages(store, prefix, left_out) for obj in page.objects)
+    return build_specimen(split, prefix, objects, left_out), left_out
+
+
+def _pages(
+    store: ObjectStore, prefix: str, left_out: Counter[str], *, folders: bool = False
+) -> Iterator[Listing]:
+    """The pages of a folder, as many as anybody needs."""
+    keys = 0
+    for number, page in enumerate(store.list(prefix, folders=folders)):
+        if keys >= MAX_KEYS or number >= MAX_PAGES:
+            left_out["folder that was not listed to its end"] += 1
+            log.warning("%r holds more than %d keys; the rest is not listed", prefix, keys)
+            return
+        keys += len(page.objects) + len(page.folders)
+        yield page

@@ -1,7 +1,7 @@
 """Where messages go: standard error in the foreground, a file of the user's own for a daemon.
 
-The file is `--log-file`, or `bffs.log` in the user's log folder; it is private (0600) and begun
-anew at `LARGEST` bytes, the one before being kept.
+The file is `--log-file`, or `bffs.log` in the user's log folder; it is private (0600), refused when
+somebody else planted it, and begun anew at `LARGEST` bytes, the one before being kept.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+from io import TextIOWrapper
 from pathlib import Path
 
 import platformdirs
 
 from bffs.errors import BffsError
+from bffs.private import open_own_file
 from bffs.units import MIB
 
 LARGEST = 10 * MIB
@@ -30,7 +32,7 @@ def made_private(path: Path | None) -> Path:
     try:
         if path is None:
             chosen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(chosen, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        os.close(open_own_file(chosen, os.O_WRONLY | os.O_APPEND))
     except OSError as error:
         raise BffsError(
             f"no log can be written to {chosen}: {error.strerror}; choose another --log-file"
@@ -40,12 +42,17 @@ def made_private(path: Path | None) -> Path:
 
 def to_file(path: Path, verbosity: int) -> None:
     """Log to `path`, adding to what is there."""
-    handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=LARGEST, backupCount=1, delay=True, encoding="utf-8"
-    )
+    handler = _PrivateFile(path, maxBytes=LARGEST, backupCount=1, delay=True, encoding="utf-8")
     _configure(
         handler, "%(asctime)s %(levelname)s %(process)d %(threadName)s: %(message)s", verbosity
     )
+
+
+class _PrivateFile(logging.handlers.RotatingFileHandler):
+    """Makes sure of each file that it begins."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=open_own_file)
 
 
 def _configure(handler: logging.Handler, form: str, verbosity: int) -> None:

@@ -1,5 +1,5 @@
-"""Folders that belong to this user alone: made with mode 0700, refused when somebody else planted
-them.
+"""Folders and files that belong to this user alone: made with mode 0700 or 0600, refused when
+somebody else planted them.
 
 The cache folder itself may be a symbolic link of this user, or of root, to a folder of this user: on
 clusters it often leads to another disk. Whoever could replace such a link could replace a folder.
@@ -37,6 +37,26 @@ def is_own(folder: Path, *, link: bool = False) -> bool:
     if link and stat.S_ISLNK(found.st_mode) and found.st_uid in (0, os.geteuid()):
         found = folder.stat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def open_own_file(path: str | Path, flags: int) -> int:
+    """Open a file of this user, made (0600) if there is none; a device will do, too.
+
+    Raises PermissionError for a file or a link of somebody else, other OSErrors where it can't be
+    opened.
+    """
+    flags |= (
+        os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    )  # a pipe that nobody reads is no reason to wait
+    follow = os.path.islink(path) and os.lstat(path).st_uid in (0, os.geteuid())
+    fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW, 0o600)
+    found = os.fstat(fd)
+    if not stat.S_ISCHR(found.st_mode):
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            os.close(fd)
+            raise PermissionError(errno.EPERM, "is not a file of this user", str(path))
+        os.fchmod(fd, found.st_mode & 0o700)
+    return fd
 
 
 def dataset_folder(cache_dir: Path, dataset: Dataset) -> Path:
