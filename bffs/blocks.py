@@ -426,6 +426,7 @@ class BlockReader:
                 persisting = not self._closing and now < max(limits, default=0.0)
                 if not persisting:
                     self._give_up_fetching(piece, error)
+            piece.interrupt.reset()
             return persisting
 
         try:

@@ -45,7 +45,7 @@ link, and a window of a few large requests would never show what the link can ca
 
 QUICK = 0.25
 
-SLOT = 0.2
+SLOT = 0.5
 """Seconds over which bandwidth is measured."""
 
 MEMORY = 30.0

@@ -40,22 +40,31 @@ class Listing(NamedTuple):
 
 
 class Interrupt:
-    """Lets any thread break off what another is receiving.
+    """Lets any thread break off what another is receiving, or is about to.
 
-    A race is harmless: what has not begun or is over is not broken off.
+    What is over is not broken off, so a race is harmless.
     """
 
-    __slots__ = ("_break_off",)
+    __slots__ = ("_break_off", "_called")
 
     def __init__(self) -> None:
         self._break_off: Callable[[], None] | None = None
+        self._called = False
 
     def arm(self, break_off: Callable[[], None] | None) -> None:
-        """Have `break_off` called by a call of this, or nothing any more."""
+        """Have `break_off` called by a call of this, or at once if that has been; or nothing any
+        more."""
         self._break_off = break_off
+        if self._called and break_off is not None:
+            break_off()
+
+    def reset(self) -> None:
+        """Forget that it was called."""
+        self._called = False
 
     def __call__(self) -> None:
         """Break it off; it then fails as if the connection had broken."""
+        self._called = True
         break_off = self._break_off
         if break_off is not None:
             break_off()
