@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from bffs.cli_options import Given, catalog_of, command, table_option
+from bffs.cli_options import Given, cache_of, catalog_of, command, table_option
 from bffs.errors import BffsError
 from bffs.settings import Settings
 from bffs.units import format_size
@@ -52,7 +52,7 @@ def warm(
     settings = given.settings()
     positions = inventory.parse_slices(slices) if slices is not None else None
     specimens = _specimens(given, settings, names)
-    with _cache(settings, stamp=time.time()) as cache:
+    with cache_of(settings, stamp=time.time()) as cache:
         holdings = inventory.take(specimens, cache, positions)
         complete = check or _warm(settings, cache, holdings, as_json)
         for holding in inventory.take(specimens, cache, positions):
@@ -128,7 +128,7 @@ def evict(given: Given, names: tuple[str, ...]) -> None:
     from bffs import inventory
 
     settings = given.settings()
-    with _cache(settings) as cache:
+    with cache_of(settings) as cache:
         holdings = inventory.take(_specimens(given, settings, names), cache)
         pinned = [_name(holding.specimen) for holding in holdings if holding.pinned]
         if pinned:
@@ -152,7 +152,7 @@ def pin(given: Given, names: tuple[str, ...]) -> None:
 
     settings = given.settings()
     catalog = catalog_of(settings, given.verbosity)
-    with _cache(settings) as cache:
+    with cache_of(settings) as cache:
         for holding in inventory.take(_specimens(given, settings, names), cache):
             cache.pin(holding.specimen.prefix, holding.objects)
             click.echo(_line_of(holding._replace(pinned=True), False))
@@ -179,7 +179,7 @@ def unpin(given: Given, names: tuple[str, ...]) -> None:
     ID is a specimen, `train/ID` where both sets have it, or a whole set.
     """
     settings = given.settings()
-    with _cache(settings) as cache:
+    with cache_of(settings) as cache:
         for specimen in _specimens(given, settings, names):
             was = cache.is_pinned(specimen.prefix)
             cache.unpin(specimen.prefix, specimen.objects())
@@ -201,7 +201,7 @@ def verify(given: Given, names: tuple[str, ...], as_json: bool) -> int:
 
     settings = given.settings()
     objects = [obj for s in _specimens(given, settings, names) for obj in s.objects()]
-    with _cache(settings) as cache:
+    with cache_of(settings) as cache:
         files = cache.files()
         total = sum(files.get(cache.path(obj), 0) for obj in objects)
         with shown("verifying") as show:
@@ -230,7 +230,7 @@ def cache(given: Given, as_json: bool) -> None:
 
     settings = given.settings()
     specimens = catalog_of(settings, given.verbosity).specimens
-    with _cache(settings) as cache:
+    with cache_of(settings) as cache:
         holdings = [
             holding
             for holding in inventory.take(specimens, cache)
@@ -250,15 +250,6 @@ def _specimens(given: Given, settings: Settings, names: Sequence[str]) -> list[S
     from bffs.tables import select
 
     return select(catalog_of(settings, given.verbosity), names)
-
-
-@contextlib.contextmanager
-def _cache(settings: Settings, stamp: float | None = None) -> Iterator[DiskCache]:
-    from bffs.cache import DiskCache
-
-    cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size, stamp)
-    with contextlib.closing(cache):
-        yield cache
 
 
 def _line_of(holding: Holding, as_json: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bffs.errors import BffsError
 from bffs.settings import OPTIONS, Option, Settings, absolute_path, config_file, resolve
 
 if TYPE_CHECKING:
+    from bffs.cache import DiskCache
     from bffs.catalog import Catalog
 
 
@@ -102,3 +104,20 @@ def catalog_of(settings: Settings, verbosity: int, *, anew: bool = False) -> Cat
     logging.getLogger("bffs").setLevel(logging.WARNING - 10 * verbosity)
     with contextlib.closing(LateStore(settings)) as store:
         return obtain(settings, store, listing_progress, anew=anew)
+
+
+@contextlib.contextmanager
+def cache_of(settings: Settings, stamp: float | None = None) -> Iterator[DiskCache]:
+    """The disk cache, which this command can't do without; see `DiskCache`. Raises BffsError."""
+    from bffs.cache import DiskCache
+    from bffs.private import own_dataset_folder
+
+    try:
+        own_dataset_folder(settings.cache_dir, settings.dataset)
+    except OSError as error:
+        raise BffsError(
+            f"the cache can't be used: {error.filename}: {error.strerror}; choose another --cache-dir"
+        ) from error
+    cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size, stamp)
+    with contextlib.closing(cache):
+        yield cache

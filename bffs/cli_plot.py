@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import click
 
-from bffs.cli_options import Given, absolute, catalog_of, command
+from bffs.cli_options import Given, absolute, cache_of, catalog_of, command
 
 
 @command()
@@ -27,7 +26,6 @@ def plot(given: Given, what: str, output: Path) -> None:
     Needs matplotlib: pip install 'bffs[plot]'.
     """
     from bffs import inventory, plots
-    from bffs.cache import DiskCache
 
     plots.check_form(output)
     settings = given.settings()
@@ -35,7 +33,6 @@ def plot(given: Given, what: str, output: Path) -> None:
     if what == "sizes":
         plots.sizes(catalog, output)
         return
-    cache = DiskCache(settings.cache_dir, settings.dataset, settings.cache_size)
-    with contextlib.closing(cache):
+    with cache_of(settings) as cache:
         holdings = inventory.take(catalog.specimens, cache)
     plots.cache([each for each in holdings if each.bytes_here or each.pinned], output)

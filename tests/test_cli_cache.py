@@ -385,7 +385,23 @@ def test_all_who_tell_what_is_cached_agree(server: S3Server, tmp_path: Path, bff
 def test_a_cache_of_somebody_else_is_refused_in_one_line(bffs: Bffs, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "v1").symlink_to(tmp_path)
-    for name in ("warm", "evict", "pin", "unpin"):
-        result = bffs(name, "90")
-        assert result.exit_code == 1
-        assert result.stderr.endswith("can't be used; choose another --cache-dir\n")
+    for name in ("warm", "evict", "pin", "unpin", "verify"):
+        assert said(bffs(name, "90"), 1) == (
+            f"bffs: the cache can't be used: {tmp_path}/cache/v1: is not a folder of this user; "
+            "choose another --cache-dir\n"
+        )
+
+
+def test_verify_removes_what_killed_processes_left(bffs: Bffs, tmp_path: Path) -> None:
+    said(bffs("warm", "90", "--slices", ":2"))
+    one, other = data_files(tmp_path)
+    lone = one.with_name(one.name + ".sums")
+    one.unlink()
+    draft = other.with_name("draft-abc")
+    draft.touch()
+    fresh = other.with_name("f" * 32)
+    fresh.touch()
+    for path in (lone, draft):
+        os.utime(path, (0, 0))
+    said(bffs("verify"))
+    assert not lone.exists() and not draft.exists() and fresh.exists() and other.exists()
