@@ -433,13 +433,14 @@ def test_something_else_listens() -> None:
         pages(store)
 
 
-def test_no_tls_where_it_was_expected(server: S3Server, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="bffs")
+def test_no_tls_where_it_was_expected(server: S3Server) -> None:
+    """The server hangs up, which may be a passing fault, so this is tried a few times."""
     url = server.endpoint_url.replace("http:", "https:")
     with opened(dataset_at(url), sign_requests=False) as store:
+        begun = time.monotonic()
         with pytest.raises(StoreUnreachable, match="no secure connection"):
             pages(store)
-        assert "trying again" not in caplog.text
+        assert time.monotonic() - begun < s3.LIST_DEADLINE
 
 
 # -- listing ----------------------------------------------------------------------------------------------------
