@@ -1,7 +1,8 @@
 """Long proofs of the cache with real mounts and real processes: kills, flipped bits, bad disks, limits, neighbours.
 
-The suite runs a short form of each; `LONG=1 scripts/test tests/test_cache_proofs.py -s` the full one, which takes half
-an hour and prints its figures.
+The suite runs a short form of each. The full one takes half an hour and prints its figures::
+
+    LONG=1 scripts/test tests/test_cache_proofs.py -s -o faulthandler_timeout=3600
 """
 
 from __future__ import annotations
