@@ -100,6 +100,6 @@ def to_errno(error: BaseException) -> int | None:
     log)."""
     if isinstance(error, BffsError):
         return error.errno
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, OSError) and error.errno in errno.errorcode:
         return error.errno
     return None

@@ -148,6 +148,8 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
                 number = errno.EIO
             elif number == errno.EIO:
                 log.error("%s: %s", method.__name__, error)
+            elif number == errno.ENOENT and method.__name__ == "_answer_readdir":
+                number = errno.EIO  # glibc would take the folder for one that ends here
             if method.__name__ == "read":
                 self._session.errors[errno.errorcode[number]] += 1
             return -number

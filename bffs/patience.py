@@ -11,6 +11,7 @@ Threads: a `Pauses` belongs to one thread, `Stalls` may be used from any; its lo
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections import deque
@@ -45,15 +46,17 @@ _ENOUGH = 16
 
 
 class Pauses:
-    """The pauses before the tries of one request: they grow, and differ among requests."""
+    """The pauses before the tries of one request: they grow, and differ among requests. A reader who
+    waits for `deadline` seconds waits for several."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float = math.inf) -> None:
         self._next = FIRST_PAUSE
+        self._longest = min(LONGEST_PAUSE, deadline / 5)
 
     def after(self, asked: float = 0.0) -> float:
         """Seconds until the next try; the store may have `asked` for more."""
         pause = self._next * random.uniform(0.5, 1.0)
-        self._next = min(2 * self._next, LONGEST_PAUSE)
+        self._next = min(2 * self._next, self._longest)
         return max(pause, min(asked, LONGEST_ASKED))
 
     def progressed(self) -> None:

@@ -149,7 +149,7 @@ class S3Store:
     ) -> None:
         """Fill `buffer` from `start` on; see `ObjectStore.read_into`."""
         filled = 0
-        pauses = Pauses()
+        pauses = Pauses(self._settings.deadline)
 
         def resume() -> None:
             begun = filled

@@ -31,6 +31,11 @@ def test_pauses_grow_up_to_the_longest_and_begin_anew() -> None:
     assert pauses.after() <= 0.1
 
 
+def test_pauses_fit_into_a_short_deadline() -> None:
+    pauses = Pauses(deadline=2.0)
+    assert max(pauses.after() for _ in range(20)) <= 0.4
+
+
 def test_pauses_differ() -> None:
     assert len({Pauses().after() for _ in range(20)}) > 10
 
