@@ -21,6 +21,7 @@ is `BFFS_MACHINE_STEPS=10000 pytest tests/test_machine.py`. Hypothesis prints ho
 from __future__ import annotations
 
 import errno
+import faulthandler
 import mmap
 import os
 import random
@@ -52,7 +53,10 @@ T = TypeVar("T")
 
 STEPS = int(os.environ.get("BFFS_MACHINE_STEPS", "0"))
 STEPS_AN_EXAMPLE = 100 if STEPS else 25
-EXAMPLES = -(-STEPS // STEPS_AN_EXAMPLE) if STEPS else 8
+EXAMPLES = -(-STEPS // STEPS_AN_EXAMPLE) if STEPS else 6
+
+LONGEST = 24 * 3600 if STEPS else 600
+"""Seconds for everything."""
 
 BOUND = 30.0
 """Seconds that any step may take on a busy machine; the faults drawn here pass within a second."""
@@ -147,6 +151,8 @@ world: World
 @pytest.fixture(scope="module", autouse=True)
 def _world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     global world  # noqa: PLW0603 - hypothesis makes the machines, and gives them no arguments
+    # Making a failure as short as can be takes minutes, more than other tests may hang.
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
     with S3Server({}, bucket="chance") as server:
         world = World(tmp_path_factory.mktemp("machine"), server)
         yield
@@ -580,4 +586,4 @@ Machine.TestCase.settings = settings(
     verbosity=hypothesis.Verbosity.normal,
 )
 
-TestMachine = pytest.mark.timeout(24 * 3600 if STEPS else 600)(Machine.TestCase)
+TestMachine = pytest.mark.timeout(LONGEST)(Machine.TestCase)
