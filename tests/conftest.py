@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from bffs import demo
 from bffs.mountpoint import mount_at
+from bffs.settings import Dataset
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -31,6 +33,9 @@ hypothesis.settings.register_profile(
     "local", deadline=None
 )  # others may be using this machine, too
 hypothesis.settings.load_profile("ci" if "CI" in os.environ else "local")
+
+DATASET = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
+"""Where it doesn't matter."""
 
 Binding = Literal["libfuse3", "libfuse2", "fusepy"]
 
@@ -265,6 +270,19 @@ def _library(name: str) -> str:
     except OSError:
         pytest.skip(f"there is no {name} on this machine")
     return name
+
+
+def until(condition: Callable[[], object], *, seconds: float = 15.0) -> None:
+    """Wait until `condition` holds. Raises AssertionError if it doesn't within `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def status(mountpoint: Path) -> Any:
+    """The live figures of a mount."""
+    return json.loads((mountpoint / ".bffs/status.json").read_bytes())
 
 
 def flags_of(server: S3Server) -> list[str]:

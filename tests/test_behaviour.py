@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Mounter, flags_of
+from tests.conftest import ROOT, Mounter, flags_of, until
 from tests.s3server import S3Server, pattern
-from tests.test_refresh import change, until
+from tests.test_refresh import change
 
 TEXT = (ROOT / "docs" / "behaviour.md").read_text()
 SIZE = 3_000_000

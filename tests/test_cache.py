@@ -28,8 +28,8 @@ from bffs.cache import BLOCK, CachedObject, DiskCache, block_count, checksum
 from bffs.settings import Dataset
 from bffs.store import ObjectInfo
 from bffs.units import GIB
+from tests.conftest import DATASET
 
-DATASET = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
 NOISE = random.Random(0).randbytes(64 * BLOCK)
 ROOT = os.geteuid() == 0
 

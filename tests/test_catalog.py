@@ -8,11 +8,9 @@ import pytest
 
 from bffs import catalog
 from bffs.catalog import list_catalog
-from bffs.settings import Dataset
 from bffs.store import Listing, ObjectInfo
+from tests.conftest import DATASET
 from tests.fakes import MTIME, FakeStore
-
-DATASET = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
 
 
 class Listed(FakeStore):

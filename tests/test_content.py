@@ -15,14 +15,13 @@ from bffs.cache import BLOCK, DiskCache
 from bffs.content import BytesContent, Content, LocalContent, ObjectContent
 from bffs.errors import BffsError, ObjectChanged
 from bffs.parts import PART
-from bffs.settings import Dataset
 from bffs.units import GIB, MIB
+from tests.conftest import DATASET
 from tests.fakes import FakeStore
 from tests.s3server import pattern
 
 SIZE = PART + 3 * BLOCK + 17
 DATA = pattern("content", 0, SIZE)
-DATASET = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.conftest import Mounter, drivers, flags_of
+from tests.conftest import Mounter, drivers, flags_of, status
 from tests.s3server import S3Server
-from tests.test_status import status
 
 T = TypeVar("T")
 

@@ -16,17 +16,14 @@ from bffs import snapshot
 from bffs.catalog import list_catalog
 from bffs.errors import StoreError
 from bffs.refresh import around, compare, obtain
-from bffs.settings import Dataset, Settings
+from bffs.settings import Settings
 from bffs.store import ObjectInfo
-from tests.conftest import Mounter, drivers, flags_of
+from tests.conftest import DATASET, Mounter, drivers, flags_of, status, until
 from tests.fakes import FakeStore
 from tests.s3server import S3Server, Source
-from tests.test_status import status
 
-DATASET = Dataset(name="t", endpoint_url="http://s3.test", region="r", bucket="b")
 KEPT, GONE, CHANGED = "7/a-0001.tif", "7/a-0002.tif", "7/a-0003.tif"
 OLD, NEW = b"old!" * 500_000, b"NEW?" * 700_000
-SOON = 15.0
 
 
 @pytest.fixture
@@ -44,14 +41,6 @@ def mount(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
 
 def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
-
-
-def until(condition: object, *, seconds: float = SOON) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 # -- without a mount --------------------------------------------------------------------------------------------

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import Mounter, drivers, flags_of
+from tests.conftest import Mounter, drivers, flags_of, status, until
 from tests.s3server import S3Server, pattern
 
 OBJECTS = {f"1/a-{number:04}.tif": 3_000_000 for number in range(1, 5)} | {"1/..": 5, "1/x/y": 5}
@@ -29,10 +26,6 @@ def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
     yield mounter
     server.reset()
     mounter.close()
-
-
-def status(mountpoint: Path) -> Any:
-    return json.loads((mountpoint / ".bffs/status.json").read_bytes())
 
 
 def test_the_figures_are_those_of_the_server(server: S3Server, mounter: Mounter) -> None:
@@ -74,9 +67,12 @@ def test_nothing_waits_and_nothing_is_held_when_all_is_read(mounter: Mounter) ->
     for key in OBJECTS:
         if key.endswith(".tif"):
             (mountpoint / "train" / key).read_bytes()
-    end = time.monotonic() + 15
-    while (told := status(mountpoint))["memory"]["pinned"] or told["queue"]["connections"]:
-        assert time.monotonic() < end, told
-        time.sleep(0.05)
+
+    def at_rest() -> bool:
+        told = status(mountpoint)
+        return not told["memory"]["pinned"] and not told["queue"]["connections"]
+
+    until(at_rest)
+    told = status(mountpoint)
     assert told["memory"]["unwritten"] == told["queue"]["demands"] == 0
     assert 0 < told["memory"]["used"] <= told["memory"]["limit"]

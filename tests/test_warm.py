@@ -12,13 +12,12 @@ import pytest
 from bffs import warm
 from bffs.cache import BLOCK, DiskCache, checksum
 from bffs.errors import BffsError, StoreError
-from bffs.settings import Dataset
 from bffs.store import Interrupt, ObjectInfo
 from bffs.units import GIB, MIB
 from bffs.warm import Warmer, fitting
+from tests.conftest import DATASET
 from tests.fakes import FakeStore
 
-DATASET = Dataset(name="d", endpoint_url="http://s3.test", region="r", bucket="b")
 SIZE = 20 * BLOCK + 5
 CONTENT = {f"1/{name}.tif": bytes([name]) * SIZE for name in range(8)}
 
