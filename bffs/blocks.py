@@ -165,6 +165,7 @@ class BlockReader:
                 "fetched": self.counters.fetched,
                 "waits": self.counters.waits,
                 "not_written": self.counters.not_written,
+                "damaged": self._cache.damaged,
                 "memory": {
                     "limit": self._parts.limit,
                     "used": self._parts.used,

@@ -71,7 +71,8 @@ class DiskCache:
     """All that is cached of one dataset, within limits that all processes keep together.
 
     `limit` is the most bytes that may be stored in the cache folder; `stamp` the time at which what
-    is added here counts as used, instead of now.
+    is added here counts as used, instead of now. `damaged` is how many blocks, or whole files, did
+    not fit their checksums here.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class DiskCache:
     ) -> None:
         self.limit = limit
         self.folder = folder
+        self.damaged = 0
         self._dataset = dataset
         self._objects = dataset_folder(folder, dataset)
         self._index = Index(folder / CACHE_VERSION, limit, stamp)
@@ -123,7 +125,8 @@ class DiskCache:
         with self._lock:
             cached = self._known.get(identity)
         if cached is None or cached.is_evicted():
-            cached = CachedObject(obj, self.path(obj) if self._ours else _NOWHERE)
+            path = self.path(obj) if self._ours else _NOWHERE
+            cached = CachedObject(obj, path, self._count_damage)
             with self._lock:
                 self._known[identity] = cached
         return cached
@@ -227,6 +230,10 @@ class DiskCache:
         """Files that others used since then, the latest first; see `Index.used_since`."""
         with self._explained():
             return self._index.used_since(when)
+
+    def _count_damage(self) -> None:
+        with self._lock:
+            self.damaged += 1
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

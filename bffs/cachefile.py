@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -58,12 +58,15 @@ class CachedObject:
     """The local part of one object version. Reads are verified; a fault is a miss.
 
     Its file descriptors live as long as the object, so a reader needs only a reference, even to an
-    evicted file.
+    evicted file. `on_damage` is called for each block, or whole file, that is dropped.
     """
 
-    def __init__(self, obj: ObjectInfo, path: Path) -> None:
+    def __init__(
+        self, obj: ObjectInfo, path: Path, on_damage: Callable[[], None] = lambda: None
+    ) -> None:
         self.obj = obj
         self.path = path
+        self._on_damage = on_damage
         self._sums_path = path.with_name(path.name + ".sums")
         self._fd = -1
         self._sums_fd = -1
@@ -177,6 +180,7 @@ class CachedObject:
 
     def _drop(self, block: int, why: object) -> None:
         log.warning("block %d of %s is fetched again: %s", block, self.obj.key, why)
+        self._on_damage()
         self._sums[block] = 0
         self._verified[block] = 0
         if self._sums_fd >= 0:
@@ -243,6 +247,7 @@ class CachedObject:
                 opened.pop_all()
                 return
         log.warning("the cached part of %s is damaged and is fetched again", self.obj.key)
+        self._on_damage()
         remove_cached(self.path)
 
     def _create(self) -> None:

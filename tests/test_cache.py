@@ -238,9 +238,10 @@ def test_one_log_line_tells_of_a_damaged_block(
     obj = an_object(SIZE)
     add(cache, obj)
     flip(data_file(cache, obj), 2 * BLOCK)
-    cached = reopened(folder, obj)
+    other = DiskCache(folder, DATASET, GIB)
     for _ in range(3):
-        read(cached, 0, SIZE)
+        read(other.open(obj), 0, SIZE)
+    assert other.damaged == 1
     assert [r.getMessage() for r in caplog.records] == [
         "block 2 of 1/a-0001.tif is fetched again: its checksum does not fit"
     ]
