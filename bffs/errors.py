@@ -11,6 +11,7 @@ The tree, with `exit_code` and errno::
     |  |- NoSuchBucket      1  EIO     the store knows no such bucket
     |  |- ObjectChanged     1  ESTALE  no longer the version that was listed, or gone
     |  `- BadAnswer         1  EIO     wrong length, range or ETag: a fault, never data
+    |- BrokenPromise        1  EIO     a slice is not what its stack's files say it is
     |- NoSuchSpecimen       5  ENOENT  the dataset has no specimen of that id
     |- MountError           6  EIO     FUSE is missing or the mountpoint can't be used
     `- Closing              1  EIO     the mount is going away, nobody waits any longer
@@ -29,6 +30,8 @@ class BffsError(Exception):
 
     exit_code = 1
     errno = errno.EIO
+    is_told = False
+    """Whether it is in the log already, where it belongs only once."""
 
 
 class UsageError(BffsError):
@@ -76,6 +79,12 @@ class ObjectChanged(StoreError):
 
 class BadAnswer(StoreError):
     """The store sent something other than the bytes that were asked for."""
+
+
+class BrokenPromise(BffsError):
+    """A slice is not what its stack's files say it is."""
+
+    is_told = True
 
 
 class NoSuchSpecimen(BffsError):

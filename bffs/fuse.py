@@ -146,7 +146,7 @@ class _Adapter(binding.FUSE):  # type: ignore[misc, name-defined]
             if number is None:
                 log.exception("unexpected error in %s, answered with EIO", method.__name__)
                 number = errno.EIO
-            elif number == errno.EIO:
+            elif number == errno.EIO and not getattr(error, "is_told", False):
                 log.error("%s: %s", method.__name__, error)
             elif number == errno.ENOENT and method.__name__ == "_answer_readdir":
                 number = errno.EIO  # glibc would take the folder for one that ends here

@@ -10,24 +10,17 @@ Threads: any number may read; two that meet a slice first at the same time look 
 
 from __future__ import annotations
 
-import errno
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from bffs.blocks import BlockReader
 from bffs.content import Content, ObjectContent
-from bffs.errors import BffsError
+from bffs.errors import BrokenPromise
 from bffs.store import ObjectInfo
 from bffs.tiff import Runs, SliceLayout, slice_header
 
 log = logging.getLogger(__name__)
-
-
-class BrokenPromise(BffsError):
-    """A slice is not what its stack's files say it is."""
-
-    errno = errno.EIO
 
 
 class Pixels:
@@ -74,10 +67,7 @@ class Pixels:
         if header.runs is None:
             return f"{obj.key} is {header.obstacle}"
         if header.layout != self.layout:
-            return (
-                f"{obj.key} has {header.layout.height} x {header.layout.width} {header.layout.dtype},"
-                f" not {self.layout.height} x {self.layout.width} {self.layout.dtype} like the others"
-            )
+            return f"{obj.key} has {header.layout.in_words}, not {self.layout.in_words}"
         return self._tables.setdefault(header.runs, header.runs)
 
 

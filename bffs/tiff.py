@@ -78,6 +78,13 @@ class SliceLayout(NamedTuple):
         """Bytes of all pixels."""
         return self.height * self.row_bytes
 
+    @property
+    def in_words(self) -> str:
+        """What distinguishes it from other layouts."""
+        text = f"{self.height} x {self.width} {self.dtype}"
+        text += ", big-endian" if self.byte_order == ">" else ""
+        return text + (", 0 shown as white" if self.white_is_zero else "")
+
 
 class Runs(NamedTuple):
     """Where pixels lie in an object: from byte `starts[i]` of the pixels on, up to the next start,

@@ -78,19 +78,27 @@ def pattern(key: str, start: int, stop: int) -> bytes:
     return (noise[at : at + size] + noise * (size // _PERIOD + 1))[:size]
 
 
-Source = bytes | int | Path
+class Headed(NamedTuple):
+    """So many bytes of an object's `pattern`, but for these at its front: a slice of any size."""
+
+    head: bytes
+    size: int
+
+
+Source = bytes | int | Path | Headed
 """What an object is made of: these bytes, so many bytes of its `pattern`, or this file."""
 
 
 class Stored(NamedTuple):
-    """One object: `file` is None for made-up content; `etag` without quotes, `mtime` in seconds
-    since 1970 UTC.
+    """One object: `file` is None for made-up content, which begins with `head`; `etag` without
+    quotes, `mtime` in seconds since 1970 UTC.
     """
 
     size: int
     etag: str
     mtime: int
     file: str | None = None
+    head: bytes = b""
 
 
 class Piece(NamedTuple):
@@ -102,9 +110,10 @@ class Piece(NamedTuple):
     data: bytes = b""
 
 
-def made_up(key: str, size: int) -> Stored:
-    """An object of `pattern` content; its ETag depends on key and size alone."""
-    return Stored(size, hashlib.md5(f"{key}:{size}".encode()).hexdigest(), MTIME)
+def made_up(key: str, size: int, head: bytes = b"") -> Stored:
+    """An object of `pattern` content; its ETag depends on key, size and head alone."""
+    etag = hashlib.md5(f"{key}:{size}".encode() + head).hexdigest()
+    return Stored(size, etag, MTIME, head=head)
 
 
 _DIGESTS: dict[tuple[int, int, int, int], str] = {}
@@ -460,6 +469,10 @@ def _object_answer(key: str, obj: Stored, headers: Mapping[str, str], noise_fd: 
         answer.fd = os.open(obj.file, os.O_RDONLY)
         answer.pieces = [Piece(stop - start, answer.fd, start)]
     else:
+        head = obj.head[start:stop]
+        if head:
+            answer.pieces = [Piece(len(head), data=head)]
+        start += len(head)
         at, left = (_phase(key) + start) % _PERIOD, stop - start
         while left:
             size = min(left, _PERIOD - at)
@@ -814,14 +827,19 @@ def _quantum(rates: list[float]) -> int:
 
 
 def objects_of(sources: Mapping[str, Any]) -> dict[str, Stored]:
-    """Objects from what JSON can say: key -> path of a file, size of made-up content, or null for
-    no object.
+    """Objects from what JSON can say: key -> path of a file, size of made-up content, that and its
+    first bytes in hexadecimal, or null for no object.
     """
-    return {
-        key: of_file(Path(source)) if isinstance(source, str) else made_up(key, source)
-        for key, source in sources.items()
-        if source is not None
-    }
+
+    def stored(key: str, source: Any) -> Stored:
+        match source:
+            case str():
+                return of_file(Path(source))
+            case [int(size), str(head)]:
+                return made_up(key, size, bytes.fromhex(head))
+        return made_up(key, source)
+
+    return {key: stored(key, source) for key, source in sources.items() if source is not None}
 
 
 # ----------------------------------------------------------------------------------------- client
@@ -918,11 +936,13 @@ class S3Server:
         """Add and replace objects; None removes one."""
         self._control("change", self._as_json(objects))
 
-    def _as_json(self, objects: Mapping[str, Source | None]) -> dict[str, str | int | None]:
+    def _as_json(self, objects: Mapping[str, Source | None]) -> dict[str, Any]:
         return {key: self._source_as_json(source) for key, source in objects.items()}
 
-    def _source_as_json(self, source: Source | None) -> str | int | None:
+    def _source_as_json(self, source: Source | None) -> Any:
         match source:
+            case Headed(head, size):
+                return [size, head.hex()]
             case bytes():
                 handle, path = tempfile.mkstemp(dir=self._folder)
                 with os.fdopen(handle, "wb") as file:

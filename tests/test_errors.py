@@ -17,6 +17,7 @@ CONTRACT = {
     "NoSuchBucket": (1, errno.EIO),
     "ObjectChanged": (1, errno.ESTALE),
     "BadAnswer": (1, errno.EIO),
+    "BrokenPromise": (1, errno.EIO),
     "NoSuchSpecimen": (5, errno.ENOENT),
     "MountError": (6, errno.EIO),
     "Closing": (1, errno.EIO),
