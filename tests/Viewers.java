@@ -89,6 +89,10 @@ public class Viewers {
 
   /** Bio-Formats, in a class of its own: without its jar the rest still works, but compiles only with it. */
   static class Formats {
+    static {
+      loci.common.DebugTools.setRootLevel("WARN");
+    }
+
     static String planes(String path, String planes) throws Exception {
       loci.formats.ImageReader reader = new loci.formats.ImageReader();
       loci.formats.meta.IMetadata metadata = new loci.formats.ome.OMEXMLMetadataImpl();
