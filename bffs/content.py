@@ -95,8 +95,9 @@ class MappedContent:
     """A synthesized file: `head` and zeros up to `data_at`, then bytes `start` to `stop` of the
     content of each of `slices`, then `fill` zeros.
 
-    `slice_content` makes the content of one slice and is called when it is first read. Which slice
-    a byte is of is computed, so that files of any size cost the same.
+    `slice_content(index, stop, entered)` makes the content of one slice and is called when it is
+    first read; it is `entered` where what comes before it in the file is read through the
+    same handle. Which slice a byte is of is computed, so that files of any size cost the same.
     """
 
     def __init__(
@@ -106,13 +107,13 @@ class MappedContent:
         slices: range,
         span: ByteRange,
         fill: int,
-        slice_content: Callable[[int], Content],
+        slice_content: Callable[[int, int, bool], Content],
     ) -> None:
         self._head = head
         self._data_at = max(data_at, len(head))
         self._slices = slices
-        self._start, stop = span
-        self._piece = stop - self._start
+        self._start, self._stop = span
+        self._piece = self._stop - self._start
         self._data_end = self._data_at + len(slices) * self._piece
         self._slice_content = slice_content
         self._contents: dict[int, Content] = {}
@@ -132,7 +133,7 @@ class MappedContent:
         if self._data_at <= at < self._data_end:
             place, within = divmod(at - self._data_at, self._piece)
             n = min(len(into), self._piece - within)
-            return self._content(self._slices[place]).read_into(self._start + within, into[:n])
+            return self._content(place).read_into(self._start + within, into[:n])
         if at < len(self._head):
             piece = self._head[at : at + len(into)]
             into[: len(piece)] = piece
@@ -141,8 +142,10 @@ class MappedContent:
         into[:n] = bytes(n)
         return n
 
-    def _content(self, index: int) -> Content:
-        content = self._contents.get(index)
+    def _content(self, place: int) -> Content:
+        content = self._contents.get(place)
         if content is None:
-            content = self._contents.setdefault(index, self._slice_content(index))
+            entered = place - 1 in self._contents if place else self._data_at > 0
+            content = self._slice_content(self._slices[place], self._stop, entered)
+            content = self._contents.setdefault(place, content)
         return content

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 class Pixels:
     """The pixels of one specimen's slices, all of one `layout`.
 
-    `follow` makes the content of a slice whose readers are followed; headers are read past it.
+    `follow` makes the content of a slice whose readers are followed (see
+    `SpecimenReadahead.content`); headers are read past it.
     """
 
     def __init__(
@@ -34,18 +35,21 @@ class Pixels:
         blocks: BlockReader,
         slices: Sequence[ObjectInfo],
         layout: SliceLayout,
-        follow: Callable[[int], Content],
+        follow: Callable[[int, int, bool], Content],
     ) -> None:
         self._blocks = blocks
         self._slices = slices
         self.layout = layout
-        self._follow = follow
+        self.follow = follow
         self._found: dict[int, Runs | str] = {}
         self._tables: dict[Runs, Runs] = {}
 
-    def content(self, index: int) -> Content:
-        """The pixels of a slice, row by row without a gap; its header is read when they are."""
-        return _SlicePixels(self, index, self._follow(index))
+    def content(self, index: int, stop: int, entered: bool) -> Content:
+        """The pixels of a slice, row by row without a gap; its header is read when they are.
+
+        Only bytes before `stop` will be read. `entered`: see `SpecimenReadahead.content`.
+        """
+        return _SlicePixels(self, index, stop, entered)
 
     def runs(self, index: int) -> Runs:
         """Where the pixels of a slice lie. Raises BrokenPromise, or BffsError if its header can't
@@ -74,18 +78,23 @@ class Pixels:
 class _SlicePixels:
     """The pixels of one slice; see `Content`."""
 
-    def __init__(self, pixels: Pixels, index: int, content: Content) -> None:
+    def __init__(self, pixels: Pixels, index: int, stop: int, entered: bool) -> None:
         self._pixels = pixels
         self._index = index
-        self._content = content
-        self._runs: Runs | None = None
-        self.size = pixels.layout.bytes
+        self._entered = entered
+        self._found: tuple[Runs, Content] | None = None
+        self.size = stop
+
+    def _find(self) -> tuple[Runs, Content]:
+        runs = self._pixels.runs(self._index)
+        last = bisect_right(runs.starts, self.size - 1) - 1
+        limit = runs.offsets[last] + self.size - runs.starts[last]
+        return runs, self._pixels.follow(self._index, limit, self._entered)
 
     def read_into(self, offset: int, into: memoryview) -> int:
-        runs = self._runs
-        if runs is None:
-            runs = self._runs = self._pixels.runs(self._index)
-        starts, offsets = runs
+        if self._found is None:
+            self._found = self._find()
+        (starts, offsets), content = self._found
         size = max(0, min(len(into), self.size - offset))
         done = 0
         while done < size:
@@ -94,7 +103,7 @@ class _SlicePixels:
             end = starts[run + 1] if run + 1 < len(starts) else self.size
             n = min(size - done, end - at)
             place = offsets[run] + at - starts[run]
-            if self._content.read_into(place, into[done : done + n]) < n:
+            if content.read_into(place, into[done : done + n]) < n:
                 raise BrokenPromise("a slice ends before its pixels do")
             done += n
         return size

@@ -21,10 +21,15 @@ from bffs.predictor import Plan, Predictor
 from bffs.schedule import Priority
 from bffs.store import ByteRange, ObjectInfo
 from bffs.tracks import Wish
+from bffs.units import MIB
 
 ACTIVE = 3.0
 """Seconds after its last demand during which a specimen counts as being read, and gets its share of
 memory."""
+
+PROOF = 2 * MIB
+"""Bytes of a slice after which a reader that came there from the slice before is believed to be one:
+the kernel itself reads up to so much past what a program reads."""
 
 
 class Readahead:
@@ -63,24 +68,30 @@ class SpecimenReadahead:
         self._predictor = Predictor([obj.size for obj in slices])
         self._tracks: set[int] = set()
         self._plans = 0
+        self._limits: dict[int, int | None] = {}
         self.preface: Sequence[ByteRange] = ()
         """What is wanted of each further slice before anything else: its header, where the pixels
         are given out only after a look at it."""
 
-    def content(self, index: int) -> Content:
-        """The content of a slice, for a handle that is being opened."""
+    def content(self, index: int, limit: int | None = None, *, entered: bool = False) -> Content:
+        """The content of a slice, for a handle that is being opened.
+
+        No byte from `limit` on will be read through it. `entered` says that its reader has come from
+        the slice before without opening anything, so that it may be the kernel reading ahead.
+        """
         with self._lock:
             self._predictor.opened(index)
-        return _SliceContent(self, self._blocks, self._slices[index], index)
+        return _SliceContent(self, self._blocks, self._slices[index], index, limit, entered)
 
-    def demanded(self, index: int, start: int, stop: int) -> None:
-        """A reader asks for these bytes of slice `index` now."""
+    def demanded(self, index: int, start: int, stop: int, limit: int | None = None) -> None:
+        """A reader asks for these bytes of slice `index` now, and will for none from `limit` on."""
         depth = self._readahead.depth(self._name)
         if not depth:
             return
         hunch = self._blocks.link.quickly
         cancelled: set[int] = set()
         with self._lock:
+            self._limits[index] = limit
             plan = self._predictor.demanded(index, start, stop, depth, hunch)
             if plan is None:
                 return
@@ -96,7 +107,7 @@ class SpecimenReadahead:
 
     def _follow(self, plan: Plan, index: int, order: int) -> None:
         """Queue what is planned: the rest of slice `index` before that of others."""
-        wishes = _whole_parts(plan.wishes, self._slices)
+        wishes = _whole_parts(self._limited(plan.wishes), self._slices)
         same = [w for w in wishes if w.slice == index]
         others = self._prefaced([w for w in wishes if w.slice != index])
         for priority, queued in ((Priority.FILE, same), (Priority.SLICES, others)):
@@ -106,6 +117,16 @@ class SpecimenReadahead:
                 [(self._slices[w.slice], w.start, w.stop) for w in queued],
                 order,
             )
+
+    def _limited(self, wishes: Sequence[Wish]) -> list[Wish]:
+        """The wishes as far as readers may still read that far."""
+        limited = []
+        for wish in wishes:
+            limit = self._limits.get(wish.slice)
+            stop = wish.stop if limit is None else min(wish.stop, limit)
+            if wish.start < stop:
+                limited.append(wish._replace(stop=stop))
+        return limited
 
     def _prefaced(self, wishes: list[Wish]) -> list[Wish]:
         """The wishes, with what the first one for a slice doesn't bring soon of its preface before
@@ -142,12 +163,21 @@ class _SliceContent:
     """A slice whose demands are followed; see `Content`."""
 
     def __init__(
-        self, follower: SpecimenReadahead, blocks: BlockReader, obj: ObjectInfo, index: int
+        self,
+        follower: SpecimenReadahead,
+        blocks: BlockReader,
+        obj: ObjectInfo,
+        index: int,
+        limit: int | None,
+        entered: bool,
     ) -> None:
         self._follower = follower
         self._blocks = blocks
         self._obj = obj
         self._index = index
+        self._limit = limit
+        self._unproven = entered
+        self._began = obj.size
 
     @property
     def size(self) -> int:
@@ -156,5 +186,10 @@ class _SliceContent:
     def read_into(self, offset: int, into: memoryview) -> int:
         stop = min(offset + len(into), self._obj.size)
         if offset < stop:
-            self._follower.demanded(self._index, offset, stop)
+            start = offset
+            if self._unproven:
+                start = self._began = min(self._began, offset)
+                self._unproven = stop - start <= PROOF
+            if not self._unproven:
+                self._follower.demanded(self._index, start, stop, self._limit)
         return self._blocks.read_into(self._obj, offset, into)

@@ -174,9 +174,9 @@ class StackFolder:
         """Seconds since 1970: that of the latest slice."""
         return self._mtime
 
-    def slice_content(self, index: int) -> Content:
-        """The pixels of a slice."""
-        return self._pixels.content(index)
+    def slice_content(self, index: int, stop: int, entered: bool) -> Content:
+        """The pixels of a slice; see `Pixels.content`."""
+        return self._pixels.content(index, stop, entered)
 
     @cached_property
     def _pixels(self) -> Pixels:
@@ -184,7 +184,11 @@ class StackFolder:
         assert shape.layout is not None
         follower = self._follower()
         follower.preface = shape.header
-        return Pixels(self._blocks, self._specimen.slices, shape.layout, follower.content)
+
+        def follow(index: int, limit: int, entered: bool) -> Content:
+            return follower.content(index, limit, entered=entered)
+
+        return Pixels(self._blocks, self._specimen.slices, shape.layout, follow)
 
 
 class _StackNode:
