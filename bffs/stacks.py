@@ -37,6 +37,10 @@ SHUTU_PAGES = 1000
 CHUNK = MIB
 """Bytes of a Zarr chunk at least: one request's worth, and not much more than was asked for."""
 
+ROOM = 2 * MIB
+"""Bytes before the pixels of whole-stack TIFF files: who reads 1 MiB of header, as Python's files do
+where that is the block size, makes the kernel read another one ahead, and none should be pixels."""
+
 _ALIGNED = 4096
 _CLASSIC = 1 << 32
 _OME_TYPES = {"float32": "float", "float64": "double"} | {
@@ -198,8 +202,8 @@ def imagej(stack: Stack) -> StackFile:
             (296, _SHORT, 1, 1),
         ]
     text = "".join(f"{line}\n" for line in [*lines, "loop=false"]).encode() + b"\0"
-    head = _tiff_head(stack.layout, text, scale, [_ALIGNED], stack.layout.height)
-    return _stack_file(stack, head, _ALIGNED)
+    head = _tiff_head(stack.layout, text, scale, [ROOM], stack.layout.height)
+    return _stack_file(stack, head, ROOM)
 
 
 def ome_tiff(stack: Stack) -> StackFile:
@@ -209,7 +213,7 @@ def ome_tiff(stack: Stack) -> StackFile:
     planes = f'<TiffData IFD="0" PlaneCount="{stack.depth}"/>'
     text = _ome_xml(stack, planes).encode("ascii", "xmlcharrefreplace") + b"\0"
     data_at = 16 + stack.depth * (8 + 11 * 20 + 8) + 20 + len(text)
-    data_at += -data_at % _ALIGNED
+    data_at = max(ROOM, data_at + -data_at % _ALIGNED)
     offsets = [data_at + z * layout.bytes for z in range(stack.depth)]
     return _stack_file(
         stack, _tiff_head(layout, text, [], offsets, layout.height, big=True), data_at

@@ -202,7 +202,7 @@ def viewers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewers]:
 SEEN = {
     "imagej-virtual": [".imagej.tif"],
     "bioformats": [".imagej.tif", ".ome.btf", ".companion.ome"],
-    "bioformats-plugin": [".ome.btf", ".companion.ome"],
+    "bioformats-plugin": [".ome.btf"],
 }
 """Which files a Java program opens without reading all of them."""
 
@@ -418,7 +418,7 @@ def test_a_map_of_it_and_many_threads(tree: Path) -> None:
             return found == LARGE.plane(z)[middle : middle + rows]
 
         with ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(look, range(0, LARGE.depth, 3)))
+            assert all(pool.map(look, range(0, LARGE.depth, 9)))
 
 
 def fetched(server: S3Server) -> int:
@@ -470,7 +470,7 @@ def test_one_plane_of_60_gib_by_tifffile(server: S3Server, cold: Path) -> None:
     assert settled(server) == 0
 
 
-@pytest.mark.parametrize("first", [0, 1300, 3488])
+@pytest.mark.parametrize("first", [0, 1300])
 def test_a_region_through_a_zarr_fetches_little_more(
     server: S3Server, cold: Path, first: int
 ) -> None:
