@@ -133,6 +133,7 @@ GIVEN: dict[str, tuple[str, Callable[[Settings], object], object]] = {
     "deadline": ("1.5m", lambda s: s.deadline, 90.0),
     "readahead": ("off", lambda s: s.readahead, 0),
     "shutu_overlap": ("64", lambda s: s.shutu_overlap, 64),
+    "offline": ("yes", lambda s: s.offline, True),
     "refresh_after": ("1.5", lambda s: s.refresh_after, 5400.0),
 }
 
