@@ -273,7 +273,6 @@ class BlockReader:
         with self._lock:
             if self._closing:
                 raise Closing("the mount is closing")
-            in_the_way = self._schedule.in_the_way(obj, runs[0][0], time.monotonic())
             part = self._parts.find((obj.key, obj.etag, index))
             if part is None:
                 part = self._parts.add(obj, index, need, count)
@@ -283,6 +282,7 @@ class BlockReader:
                 if not self._room.wait(until - time.monotonic()):
                     raise StoreUnreachable(f"{obj.key}: no memory became free in time")
                 return 0
+            in_the_way = self._schedule.in_the_way(obj, runs[0][0], time.monotonic())
             self._schedule.demand(obj, runs)
             self._work.notify()
             if part.have & need == need:
@@ -291,8 +291,9 @@ class BlockReader:
             part.waiters.append(waiter)
             self._parts.pin(part)
             self.counters.waits += 1
+        if in_the_way:
+            log.info("%d prefetches give way to a read of %s", len(in_the_way), obj.key)
         for piece in in_the_way:
-            log.info("the prefetch of %s gives way to a read of %s", piece.part.obj.key, obj.key)
             piece.interrupt()
         try:
             if not self._is_served(waiter, part):

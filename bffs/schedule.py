@@ -219,7 +219,7 @@ class Schedule:
     def _is_foreseen(self, obj: ObjectInfo, block: int) -> bool:
         index, bit = divmod(block, BLOCKS_IN_PART)
         part = self._parts.find((obj.key, obj.etag, index))
-        if part is not None and part.busy >> bit & 1:
+        if part is not None and (part.busy | part.have) >> bit & 1:
             return True
         return any(
             want.obj == obj and want.first <= block < want.stop
