@@ -153,7 +153,7 @@ def _drive(
     ready: Callable[[], None],
 ) -> None:
     """Be the driver: returns after the unmount. Raises BffsError."""
-    from bffs import layout, refresh
+    from bffs import layout, refresh, views
     from bffs.blocks import BlockReader
     from bffs.cache import DiskCache
     from bffs.fuse import Session, is_reader_killed
@@ -195,9 +195,10 @@ def _drive(
         def change(before: Catalog, after: Catalog) -> None:
             changed = refresh.compare(before, after)
             session.changed = True
+            stacks = views.around(changed.paths, tree.root)
             tree.root = build(after)
             blocks.retire(changed.gone, changed.new)
-            session.invalidate([*changed.paths, *refresh.around(changed.paths)])
+            session.invalidate([*changed.paths, *refresh.around(changed.paths), *stacks])
             log.warning("the bucket has changed: %d files", len(changed.paths))
 
         tree = Tree(build(catalog))

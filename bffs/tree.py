@@ -94,6 +94,11 @@ class Folder:
         made = self._entries()
         return made if isinstance(made, Numbered) else {name: made[name] for name in sorted(made)}
 
+    @property
+    def is_known(self) -> bool:
+        """Whether its entries have been asked for already."""
+        return "entries" in self.__dict__
+
     def xattrs(self) -> Mapping[str, bytes]:
         """Folders have none."""
         return {}

@@ -16,7 +16,7 @@ Threads: any; what is made lazily may be made twice, with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -48,6 +48,30 @@ class Choice(NamedTuple):
     overlap: int
 
 
+def around(paths: Iterable[str], root: Folder) -> list[str]:
+    """What changes below `stacks` of the tree at `root` when these files do, as far as anybody can
+    have seen it."""
+    changed: dict[str, None] = {}
+    for specimen in {path.rpartition("/")[0] for path in paths}:
+        _, split, name = specimen.split("/")
+        folder: Node | None = root
+        place = ""
+        for step in (ROOT, split, name):
+            place += f"/{step}"
+            changed[place] = None
+            folder = folder.entries.get(step) if isinstance(folder, Folder) else None
+        if isinstance(folder, Folder) and folder.is_known:
+            changed.update(dict.fromkeys(_paths(folder, place)))
+    return list(changed)
+
+
+def _paths(folder: Folder, path: str) -> Iterator[str]:
+    for name, node in folder.entries.items():
+        yield f"{path}/{name}"
+        if isinstance(node, Folder):
+            yield from _paths(node, f"{path}/{name}")
+
+
 class StackFolder:
     """The folder of one specimen's stack. `follower` makes what follows the readers of its slices."""
 
@@ -65,11 +89,6 @@ class StackFolder:
         self._mtime = max(obj.mtime for obj in specimen.objects())
         self._path = f"/{ROOT}/{specimen.split}/{specimen.id}"
         self.folder = self._folder(self._path, self._entries, _NOT_KNOWN)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the entries have been asked for."""
-        return "entries" in self.folder.__dict__
 
     def _folder(
         self, path: str, entries: Callable[[], Mapping[str, Node]], folders: int = 0

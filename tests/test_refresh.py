@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bffs import snapshot
+from bffs import snapshot, stacks
 from bffs.catalog import list_catalog
 from bffs.errors import StoreError
 from bffs.refresh import around, compare, obtain
@@ -21,6 +21,7 @@ from bffs.store import ObjectInfo
 from tests.conftest import DATASET, Mounter, drivers, flags_of, status, until
 from tests.fakes import FakeStore
 from tests.s3server import S3Server, Source
+from tests.slices import tiff
 
 KEPT, GONE, CHANGED = "7/a-0001.tif", "7/a-0002.tif", "7/a-0003.tif"
 OLD, NEW = b"old!" * 500_000, b"NEW?" * 700_000
@@ -216,6 +217,39 @@ def test_while_an_old_version_is_open_the_new_one_is_read_but_not_mapped(
     os.close(old)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         assert view[:] == NEW
+
+
+def test_stacks_change_with_their_slices(server: S3Server, mount: Mounter) -> None:
+    def plane(number: int) -> bytes:
+        return bytes([number]) * (1200 * 1000)
+
+    def slices(*numbers: int) -> dict[str, Source | None]:
+        planes = enumerate(map(plane, numbers), 1)
+        return {f"8/s-{z}.tif": tiff(1200, 1000, each) for z, each in planes}
+
+    server.change(slices(1, 2, 3))
+    mountpoint = mount()
+    folder = mountpoint / "stacks" / "train" / "8"
+    views = [folder / "8.imagej.tif", folder / "8.v3draw"]
+    chunks = [folder / "8.ome.zarr" / "0" / str(z) / "0" / "0" for z in range(3)]
+
+    def check(*numbers: int) -> None:
+        whole = b"".join(map(plane, numbers))
+        assert all(path.read_bytes().endswith(whole) for path in views)
+        found = [path.read_bytes()[: 1000 * 1024] for path in chunks]
+        assert found == [plane(number)[: 1000 * 1024] for number in numbers[:3]]
+        assert (folder / "shutu" / "8-1.tif").read_bytes().endswith(whole)
+
+    check(1, 2, 3)
+    open_before = (views[0].open("rb"), chunks[1].open("rb"))
+    change(server, mountpoint, slices(1, 9, 3, 4))
+    check(1, 9, 3, 4)
+    assert len(names(folder / "8.ome.zarr" / "0")) == 5
+    for file, at in zip(open_before, (stacks.ROOM + len(plane(1)), 0), strict=True):
+        with file, pytest.raises(OSError, match="Stale"):
+            os.pread(file.fileno(), 1 << 20, at)
+    change(server, mountpoint, dict.fromkeys(slices(1, 2, 3, 4)))
+    assert not folder.exists() and "8" not in names(folder.parent)
 
 
 def change(server: S3Server, mountpoint: Path, objects: dict[str, Source | None]) -> None:
