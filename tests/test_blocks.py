@@ -382,11 +382,11 @@ def test_the_nearest_comes_first_and_streams_take_turns(server: S3Server, reader
     """One connection, so that requests follow each other."""
     server.shape(latency=0.01, per_connection=10e6)
     blocks = reader(connections=1)
-    blocks.prefetch("warm", Priority.WARM, [(info("slice-00"), 0, 3 * MIB)])
+    blocks.prefetch("warm", Priority.WARM, [(info("slice-00"), 0, 7 * MIB)])
     wait_until(lambda: len(server.log()) == 1, "prefetching")
-    blocks.prefetch("next", Priority.SLICES, [(info("slice-01"), 0, 3 * MIB)])
-    blocks.prefetch("x", Priority.FILE, [(info("slice-02"), 0, 3 * MIB)])
-    blocks.prefetch("y", Priority.FILE, [(info("slice-03"), 0, 3 * MIB)])
+    blocks.prefetch("next", Priority.SLICES, [(info("slice-01"), 0, 7 * MIB)])
+    blocks.prefetch("x", Priority.FILE, [(info("slice-02"), 0, 7 * MIB)])
+    blocks.prefetch("y", Priority.FILE, [(info("slice-03"), 0, 7 * MIB)])
     settle(blocks)
     keys = [get.key for get in server.log()]
     assert keys.pop(0) == "slice-00"  # had begun before the others came
