@@ -126,7 +126,7 @@ class S3Store:
         request.stream_output = True
         response: AWSResponse = self._client._endpoint.http_session.send(request)
         content = bytearray()
-        while piece := response.raw.read(64 * KIB, decode_content=True):
+        while piece := response.raw.read1(64 * KIB, decode_content=True):
             content += piece
             if len(content) > LARGEST_PAGE or time.monotonic() > end:
                 response.raw.close()
