@@ -2,8 +2,8 @@
 
 Threads take piece after piece, and fetch and store it, so that what is fetched is stored, and the disk sets the pace
 where it is the slower one. Each piece is looked up again before it is fetched: what is here, and what others have
-stored meanwhile, is never fetched. Whoever starts again resumes. Pieces are as large as one connection fetches in
-`AHEAD` seconds: what is on its way here may be fetched by a reader, too, so it should not be much.
+stored meanwhile, is never fetched. Whoever starts again resumes. A piece is what one connection fetches in a short
+time: a reader may fetch what is on its way here, too, so it should not be much.
 
 Readers go first. What some other process reads is seen in the cache's ledger; while there is any, one connection in
 `YIELD` is used, and the objects that are read are taken before the others.
@@ -36,7 +36,9 @@ PIECE = 8 * MIB
 LEAST_PIECE = MIB // 2
 """Bytes in a request, at most as in `blocks`; each connection has a buffer of that size."""
 
-AHEAD = 0.25
+AHEAD = 1.0
+AHEAD_OF_READERS = 0.25
+"""Seconds that a connection may take for a piece: alone, and while others read."""
 
 YIELD = 8
 
@@ -184,7 +186,9 @@ class Warmer:
             rate = (self._fetched - before) / max(1e-3, now - self._measured)
             self._measured = now
             self._rate += 0.3 * (rate - self._rate)
-            piece = int(self._rate * AHEAD / self._allowed)
+            alone = self._allowed == self._connections
+            ahead = AHEAD if alone else AHEAD_OF_READERS
+            piece = int(self._rate * ahead / self._allowed)
             self._most = max(LEAST_PIECE, min(piece, PIECE)) // BLOCK
 
     def _work(self) -> None:
