@@ -6,9 +6,11 @@ neither needs nor waits for. May be used from any thread; its lock is held while
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from bffs.errors import StoreError, StoreUnreachable
 from bffs.settings import Settings
@@ -18,10 +20,25 @@ if TYPE_CHECKING:
     from bffs.s3 import S3Store
 
 
+log = logging.getLogger(__name__)
+
+
+def is_exposed(url: str | None) -> bool:
+    """Whether bytes go over a network as they are."""
+    parts = urlsplit(url or "")
+    host = parts.hostname or ""
+    return parts.scheme == "http" and host not in ("localhost", "::1") and host[:4] != "127."
+
+
 class LateStore:
     """An `ObjectStore` like `S3Store`, which with `offline` settings refuses everything at once."""
 
     def __init__(self, settings: Settings) -> None:
+        if is_exposed(settings.dataset.endpoint_url):
+            log.warning(
+                "%s is not encrypted: others may see and change what is read; use https if it can",
+                settings.dataset.endpoint_url,
+            )
         self._settings = settings
         self._lock = threading.Lock()
         self._store: S3Store | None = None

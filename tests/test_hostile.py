@@ -79,6 +79,21 @@ def test_a_listing_that_makes_no_sense_leaves_the_mount_as_it_was(
     assert (mountpoint / "train/2/x.tif").read_bytes() == pattern("2/x.tif", 0, 1000)
 
 
+@pytest.mark.parametrize("command", [["ls"], ["mount", "MOUNTPOINT"]])
+def test_a_store_without_encryption_is_announced_in_one_line(
+    mounter: Mounter, command: list[str]
+) -> None:
+    flags = ["--endpoint-url", "http://store.invalid", "--bucket", "b", "--no-sign-request"]
+    (mounter.folder / "mnt").mkdir()
+    words = [word.replace("MOUNTPOINT", str(mounter.folder / "mnt")) for word in command]
+    done = mounter.run(*words, *flags)
+    assert done.returncode == 3
+    said, _ = done.stderr.splitlines()
+    assert "http://store.invalid is not encrypted" in said
+    secure = [word.replace("http:", "https:") for word in flags]
+    assert "encrypted" not in mounter.run(*words, *secure).stderr
+
+
 # -- planted ----------------------------------------------------------------------------------------------------
 
 
