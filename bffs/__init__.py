@@ -9,10 +9,11 @@ The map: a module imports only from lines below its own, and modules that share 
     cli_options                   the options of all commands
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
-    fuse | layout | status        the only import of mfusepy and fusepy | specimens to folders | live figures
-    views                         the folders and files of stacks
+    saving                        the scratch layer of a mount, kept coherent with other mounts
+    fuse | layout | scratch | status    mounting | specimens to folders | changes to what was saved | live figures
+    overlay | views | writing     tree and scratch folder as one | folders and files of stacks | requests that change
     plots                         pictures of the dataset and of the cache
-    inventory | progress          what is cached of each specimen | how far a long command is
+    adapter | inventory | progress | saved    requests that read | cached specimens | long commands | what was saved
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     pixels | readahead            where the pixels of slices lie, and the proof | what the Predictor wishes for, fetched
     shapes | stacks               what first slices look like, kept | pure: byte layouts of whole-stack files
@@ -30,7 +31,8 @@ The map: a module imports only from lines below its own, and modules that share 
     kept | late                   small files beside the cache, whole or not at all | the store, connected when needed
     catalog | s3                  a listing as specimens | listings and ranges of a bucket, tried again where it helps
     body | client | patience      an answer's body, received | the only import of boto3 | pauses, and what is a stall
-    explain                       what went wrong with the store, in our words
+    explain | unlinked            what went wrong with the store, in our words | files deleted while open
+    beneath | binding | company   a folder that nothing leads out of | the only import of mfusepy | who else has it
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
     receiver                      bodies of many answers, received by one thread
     private                       folders of this user alone

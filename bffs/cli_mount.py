@@ -13,9 +13,8 @@ from bffs.settings import MountOptions
 @command()
 @click.argument("mountpoint", callback=absolute)
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option(
-    "--read-only", is_flag=True, expose_value=False, help="Refuse all writing (as is the default)."
-)
+@click.option("--read-only", is_flag=True, help="Let nothing be saved in the mount.")
+@table_option("scratch")
 @table_option("cache-size")
 @table_option("memory")
 @table_option("max-connections")
@@ -39,6 +38,7 @@ def mount(
     given: Given,
     mountpoint: Path,
     foreground: bool,
+    read_only: bool,
     refresh: bool,
     allow_other: bool,
     log_file: Path | None,
@@ -46,7 +46,8 @@ def mount(
 ) -> int:
     """Show the dataset as files below MOUNTPOINT.
 
-    Returns when the files are there, or stays in the foreground with -f.
+    Returns when the files are there, or stays in the foreground with -f. The dataset can't be changed;
+    what programs save beside it is kept on this machine, in the folder that is printed.
     """
     from bffs.mount import mount
     from bffs.tables import listing_progress
@@ -54,6 +55,7 @@ def mount(
     options = MountOptions(
         mountpoint=mountpoint,
         foreground=foreground,
+        read_only=read_only,
         refresh=refresh,
         allow_other=allow_other,
         log_file=log_file,

@@ -25,9 +25,10 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from bffs import logs
+from bffs import company, logs
 from bffs import mountpoint as mountpoints
 from bffs.errors import BffsError, MountError, UsageError
+from bffs.private import own_scratch_folder, scratch_folder
 from bffs.settings import MountOptions, Settings
 
 if TYPE_CHECKING:
@@ -60,17 +61,24 @@ def mount(
     `show_progress` makes a context that yields the callback of a listing. Raises BffsError before
     the fork or in the foreground; a forked driver reports its own.
     """
-    if "rw" in options.fuse_options:
-        raise UsageError("-o rw: there is nothing to write to, the dataset is read-only")
+    read_only = options.read_only or "ro" in options.fuse_options
+    if read_only and "rw" in options.fuse_options:
+        raise UsageError("-o rw: with --read-only there is nothing to write to")
     mountpoint = mountpoints.normalize(options.mountpoint)
     mountpoints.check(mountpoint, allow_other=options.allow_other)
+    scratch = None if read_only else _scratch_folder(settings, mountpoint)
+
+    def say_where() -> None:
+        if scratch is not None and options.verbosity >= 0:
+            print(f"what is saved in {mountpoint} is kept in {scratch}", flush=True)
+
     from bffs import fuse  # noqa: F401 - raises MountError where FUSE is missing, better now than forked
 
     logs.to_terminal(options.verbosity)
     if options.foreground:
         if options.log_file is not None:
             logs.to_file(logs.made_private(options.log_file), options.verbosity)
-        _drive(settings, options, mountpoint, show_progress, lambda: None)
+        _drive(settings, options, mountpoint, scratch, show_progress, say_where)
         return 0
 
     log_file = logs.made_private(options.log_file)
@@ -80,9 +88,12 @@ def mount(
             logs.to_file(log_file, options.verbosity)
             ready()
 
-        _drive(settings, options, mountpoint, show_progress, leave_terminal)
+        _drive(settings, options, mountpoint, scratch, show_progress, leave_terminal)
 
-    return _fork(drive)
+    code = _fork(drive)
+    if not code:
+        say_where()
+    return code
 
 
 def unmount(mountpoint: Path) -> None:
@@ -149,6 +160,7 @@ def _drive(
     settings: Settings,
     options: MountOptions,
     mountpoint: Path,
+    scratch: Path | None,
     show_progress: ShowProgress,
     ready: Callable[[], None],
 ) -> None:
@@ -159,12 +171,15 @@ def _drive(
     from bffs.fuse import Session, is_reader_killed
     from bffs.late import LateStore
     from bffs.readahead import Readahead
+    from bffs.saving import Saving
     from bffs.shapes import Shapes
     from bffs.status import FOLDER, Status
     from bffs.tree import Tree
     from bffs.views import Choice
 
     _raise_file_limit()
+    if scratch is not None:
+        company.block_signal()
     gc.set_threshold(*GC_THRESHOLDS)
     with ExitStack() as stack:
         store = LateStore(settings)
@@ -197,6 +212,8 @@ def _drive(
             session.changed = True
             stacks = views.around(changed.paths, tree.root)
             tree.root = build(after)
+            if saving is not None:
+                saving.settle()
             blocks.retire(changed.gone, changed.new)
             session.invalidate([*changed.paths, *refresh.around(changed.paths), *stacks])
             log.warning("the bucket has changed: %d files", len(changed.paths))
@@ -204,7 +221,15 @@ def _drive(
         tree = Tree(build(catalog))
         signals = stack.enter_context(_Signals())
         stack.enter_context(mountpoints.driver_of(mountpoint))
-        session = Session(tree, errors, on_ready=signals.end)
+        saving = None if scratch is None else stack.enter_context(Saving(tree, scratch))
+        session = Session(
+            tree if saving is None else saving.files,
+            errors,
+            on_ready=signals.end,
+            writable=saving is not None,
+        )
+        if saving is not None:
+            saving.start(session)
         refresher = refresh.Refresher(settings, store, catalog, change)
         blocks.start()
         cache.start()
@@ -213,7 +238,7 @@ def _drive(
 
         def serve() -> None:
             try:
-                session.serve(str(mountpoint), _fuse_options(settings, options))
+                session.serve(str(mountpoint), _fuse_options(settings, options, scratch is None))
             except BaseException as error:
                 failure.append(error)
             finally:
@@ -235,6 +260,8 @@ def _drive(
         if not settings.offline:
             threading.Thread(target=store.connect, name="bffs-connect", daemon=True).start()
         while signals.wait() == signal.SIGHUP:
+            if saving is not None:
+                saving.look_again()
             refresher.now()
         if failure:
             raise failure[0]
@@ -269,13 +296,32 @@ class _Signals:
                 return said
 
 
-def _fuse_options(settings: Settings, options: MountOptions) -> dict[str, Any]:
-    """libfuse's mount options; the user's own come last."""
+def _scratch_folder(settings: Settings, mountpoint: Path) -> Path:
+    """The scratch folder, made if need be. Raises MountError."""
+    instead = "choose another with --scratch DIR, or none with --read-only"
+    try:
+        folder = own_scratch_folder(settings)
+    except OSError as error:
+        where = scratch_folder(settings)
+        raise MountError(
+            f"{where}: can't keep what is saved: {error.strerror}; {instead}"
+        ) from error
+    if folder.is_relative_to(mountpoint) or mountpoint.is_relative_to(folder):
+        raise MountError(f"{folder} and the mountpoint can't be one in the other; {instead}")
+    return folder
+
+
+def _fuse_options(settings: Settings, options: MountOptions, read_only: bool) -> dict[str, Any]:
+    """libfuse's mount options; the user's own come last.
+
+    The kernel judges by the modes where others may come in. Else it leaves that to the driver, who is the same user:
+    so writing to the dataset is said to be impossible (EROFS), not forbidden.
+    """
     chosen: dict[str, Any] = {
         "fsname": "bffs:" + settings.dataset.bucket.replace(",", "_"),
         "subtype": "bffs",
-        "ro": True,
-        "default_permissions": True,
+        "ro": read_only,
+        "default_permissions": read_only or options.allow_other,
     }
     if options.allow_other:
         chosen["allow_other"] = True

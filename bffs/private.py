@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
+import platformdirs
 import xxhash
 
-from bffs.settings import Dataset
+from bffs.settings import Dataset, Settings
 
 CACHE_VERSION = "v1"
 """Folder below the cache folder; another version leaves this one alone."""
@@ -63,6 +65,26 @@ def dataset_folder(cache_dir: Path, dataset: Dataset) -> Path:
     """Where what is kept of this dataset is kept."""
     identity = f"{dataset.endpoint_url}\n{dataset.bucket}".encode()
     return cache_dir / CACHE_VERSION / xxhash.xxh3_128_hexdigest(identity)
+
+
+def scratch_folder(settings: Settings) -> Path:
+    """Where what is saved in mounts of the dataset is kept."""
+    if settings.scratch is not None:
+        return settings.scratch
+    dataset = settings.dataset
+    bucket = re.sub(r"[^A-Za-z0-9._-]", "_", dataset.bucket)
+    name = f"{bucket}-{dataset_folder(Path(), dataset).name[:8]}"
+    return Path(platformdirs.user_data_path("bffs")) / "scratch" / name
+
+
+def own_scratch_folder(settings: Settings) -> Path:
+    """Make `scratch_folder`, or make sure that it is this user's; its path without links. See
+    `own_folder`."""
+    folder = scratch_folder(settings)
+    levels = [folder] if settings.scratch is not None else [*reversed(folder.parents[:2]), folder]
+    for level in levels:
+        own_folder(level, link=True)
+    return Path(os.path.realpath(folder))
 
 
 def own_dataset_folder(cache_dir: Path, dataset: Dataset) -> Path:

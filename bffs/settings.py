@@ -80,6 +80,8 @@ class Settings:
 
     shutu_overlap: int = 128
     """Rows that two neighbouring tiles for ShuTu share."""
+    scratch: Path | None = None
+    """Folder for what is saved in a mount; None for the dataset's own in the user's data folder."""
 
     readahead: int | None = None
     """Bytes to read ahead at most; 0 for none, None for as much as the link asks for."""
@@ -97,6 +99,9 @@ class MountOptions:
 
     log_file: Path | None = None
     fuse_options: tuple[str, ...] = ()
+    read_only: bool = False
+    """Take no files to save."""
+
     verbosity: int = 0
     """-1 quiet, 0 warnings, 1 information, 2 debugging."""
 
@@ -115,6 +120,10 @@ def absolute_path(text: str, folder: Path | None = None) -> Path:
 
 def _cache_dir(text: str) -> Path:
     return absolute_path(text or platformdirs.user_cache_dir("bffs"))
+
+
+def _scratch(text: str) -> Path | None:
+    return absolute_path(text) if text else None
 
 
 def _endpoint_url(text: str) -> str | None:
@@ -288,6 +297,7 @@ _OF_SETTINGS = (
     Option("deadline", "TIME", _deadline, "5m", "Longest that a read waits for a store that is away."),
     Option("readahead", "auto|off|SIZE", _readahead, "auto", "Most to read ahead."),
     Option("shutu-overlap", "ROWS", _rows, "128", "Rows that neighbouring tiles for ShuTu share."),
+    Option("scratch", "DIR", _scratch, "", "Folder for what is saved in mounts (~/.local/share/bffs/...)."),
     Option("refresh-after", "HOURS", _hours, "24", "Age at which a mount lists the bucket anew."),
 )
 # fmt: on

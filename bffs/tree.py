@@ -14,10 +14,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import xxhash
 
+from bffs.beneath import OpenFile
 from bffs.content import Content
 
 _FIRST_FREE_INODE = 2
@@ -38,6 +39,12 @@ class Attributes(NamedTuple):
     mtime: int
     nlink: int
     blocks: int | None = None
+
+
+class LocalAttributes(Attributes):
+    """What stat tells of something on the local disk: as `status` says where the fields don't."""
+
+    status: os.stat_result
 
 
 class Weight(NamedTuple):
@@ -78,7 +85,7 @@ class Folder:
     def __init__(
         self, path: str, weigh: Callable[[], Weight], entries: Callable[[], Mapping[str, Node]]
     ) -> None:
-        self._path = path
+        self.path = path
         self._weigh = weigh
         self._entries = entries
 
@@ -86,7 +93,7 @@ class Folder:
     def attributes(self) -> Attributes:
         """`size` is the sum of all files below, so that `ls -l` shows what a folder weighs."""
         size, mtime, folders = self._weigh()
-        return Attributes(inode(self._path), stat.S_IFDIR | 0o555, size, mtime, 2 + folders)
+        return Attributes(inode(self.path), stat.S_IFDIR | 0o555, size, mtime, 2 + folders)
 
     @cached_property
     def entries(self) -> Mapping[str, Node]:
@@ -99,12 +106,38 @@ class Folder:
         """Whether its entries have been asked for already."""
         return "entries" in self.__dict__
 
+    def again(self) -> Folder:
+        """The folder as it is now."""
+        return self
+
     def xattrs(self) -> Mapping[str, bytes]:
         """Folders have none."""
         return {}
 
 
-Node = File | Folder
+class LocalFile(Protocol):
+    """A file in scratch: a regular one, a symbolic link, a pipe or a socket."""
+
+    @property
+    def attributes(self) -> LocalAttributes:
+        """What stat tells."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Which file of the disk it is."""
+        ...
+
+    def open(self, flags: int = os.O_RDONLY) -> OpenFile:
+        """The file itself, for a new handle; `flags` as for open(2)."""
+        ...
+
+    def xattrs(self) -> Mapping[str, bytes]:
+        """All extended attributes."""
+        ...
+
+
+Node = File | LocalFile | Folder
 
 
 class Numbered(Mapping[str, Node]):
@@ -147,6 +180,88 @@ class FileSystem(Protocol):
 
     def statfs(self) -> os.statvfs_result | None:
         """The disk that new files go to, or None for a file system that takes none."""
+        ...
+
+
+class WritableFileSystem(FileSystem, Protocol):
+    """A `FileSystem` that takes new files. What it can't change answers EROFS. Modes are exact: the
+    kernel has taken the umask off."""
+
+    def create(self, path: str, flags: int, mode: int) -> tuple[LocalFile, OpenFile]:
+        """Make and open a file; `flags` as for open(2)."""
+        ...
+
+    def mkdir(self, path: str, mode: int) -> None:
+        """Make a folder."""
+        ...
+
+    def mknod(self, path: str, mode: int, device: int) -> None:
+        """Make a file, a pipe or a socket."""
+        ...
+
+    def symlink(self, target: str, path: str) -> None:
+        """Make a symbolic link at `path`."""
+        ...
+
+    def link(self, old: str, new: str) -> None:
+        """Make another name of a file."""
+        ...
+
+    def readlink(self, path: str) -> str:
+        """Where a symbolic link points."""
+        ...
+
+    def unlink(self, path: str) -> None:
+        """Remove a file."""
+        ...
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder."""
+        ...
+
+    def rename(self, old: str, new: str, flags: int = 0) -> None:
+        """Rename; `flags` as for renameat2(2)."""
+        ...
+
+    def end_request(self) -> None:
+        """The request that this thread was busy with has been answered."""
+        ...
+
+    def describe(self, content: OpenFile, *, counted: bool) -> LocalAttributes:
+        """What stat tells of an open file. Without `counted`, libfuse takes off the link of one that
+        has lost its name."""
+        ...
+
+    def truncate(self, path: str, size: int) -> None:
+        """Cut or extend a file."""
+        ...
+
+    def chmod(self, path: str, mode: int) -> None:
+        """Change the permissions."""
+        ...
+
+    def chown(self, path: str, uid: int, gid: int) -> None:
+        """Change the owner or the group; -1 leaves it."""
+        ...
+
+    def set_times(self, path: str, times: Any) -> None:
+        """Change the times; see `Beneath.set_times`."""
+        ...
+
+    def access(self, path: str, mode: int) -> None:
+        """Raise OSError unless this user may; see access(2)."""
+        ...
+
+    def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
+        """Set an extended attribute; see setxattr(2)."""
+        ...
+
+    def removexattr(self, path: str, name: str) -> None:
+        """Remove an extended attribute."""
+        ...
+
+    def sync_folder(self, path: str) -> None:
+        """Wait until the disk has the names in a folder."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -156,16 +157,20 @@ class Mounter:
         mountpoint = self.folder / f"mnt{len(self._mounted)}"
         mountpoint.mkdir()
         self._mounted.append(mountpoint)
-        done = self.run(
-            "mount",
-            *self.flags,
-            f"--cache-dir={self.folder / 'cache'}",
-            *args,
-            str(mountpoint),
-            env={**(env or {}), **self._binding(binding)},
-        )
-        assert done.returncode == 0, done.stderr
+        self._mount(mountpoint, *args, env={**(env or {}), **self._binding(binding)})
         return mountpoint
+
+    def _mount(self, mountpoint: Path, *args: str, env: Mapping[str, str]) -> None:
+        cache = f"--cache-dir={self.folder / 'cache'}"
+        done = self.run("mount", *self.flags, cache, *args, str(mountpoint), env=env)
+        assert done.returncode == 0, done.stderr
+
+    def crash(self, mountpoint: Path, *args: str, binding: Binding = "libfuse3") -> None:
+        """Kill the driver, then mount there again."""
+        for driver in drivers(mountpoint):
+            os.kill(driver, signal.SIGKILL)
+        assert not _drivers_left(mountpoint)
+        self._mount(mountpoint, *args, env=self._binding(binding))
 
     def run(
         self, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()

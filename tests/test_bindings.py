@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from bffs.mountpoint import mount_at
+from tests import scratch_machine
 from tests.conftest import ROOT, Binding, Bucket, Mounter, drivers
 
 DEVICE = Path("/dev/fuse")
@@ -57,8 +58,16 @@ def check_tree(tree: Path, bucket: Bucket) -> None:
         "train",
     ]
     with pytest.raises(OSError, match="Read-only"):
-        (tree / "new").touch()
+        (tree / next(iter(files))).write_bytes(b"")
     assert not (tree / "absent").exists()
+
+
+def check_scratch(tree: Path, plain: Path) -> None:
+    """What can be saved is as on the disk."""
+    folder = next((tree / "train").iterdir())
+    plain.mkdir()
+    mounted = scratch_machine.Side(folder, frozenset(path.name for path in folder.iterdir()))
+    assert scratch_machine.run(8, 300, mounted, scratch_machine.Side(plain)) > 30
 
 
 @pytest.mark.parametrize(
@@ -72,6 +81,7 @@ def test_each_binding_shows_the_same(
     (driver,) = drivers(tree)
     assert f"/{library}" in Path(f"/proc/{driver}/maps").read_text()
     check_tree(tree, bucket)
+    check_scratch(tree, mounted.folder / "plain")
     done = mounted.run("umount", str(tree))
     assert (done.returncode, done.stderr) == (0, "")
 

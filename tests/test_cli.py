@@ -220,7 +220,7 @@ def test_mount_passes_its_options_on(
     mounted: list[tuple[Settings, MountOptions]], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    line = "-v mount mnt -f --read-only --memory 64M --cache-size 2M --max-connections 3 --readahead off"
+    line = "-v mount mnt -f --read-only --scratch kept --memory 64M --cache-size 2M --max-connections 3 --readahead off"
     more = "--allow-other --log-file log -o ro,fsname=x -o nodev --no-sign-request"
     result = CliRunner().invoke(main, [*line.split(), *more.split()])
     assert (result.exit_code, result.output) == (7, "")
@@ -228,6 +228,7 @@ def test_mount_passes_its_options_on(
     assert options == MountOptions(
         mountpoint=home / "mnt",
         foreground=True,
+        read_only=True,
         allow_other=True,
         log_file=home / "log",
         fuse_options=("ro", "fsname=x", "nodev"),
@@ -235,6 +236,7 @@ def test_mount_passes_its_options_on(
     )
     assert settings == resolve(
         {
+            "scratch": str(home / "kept"),
             "memory": "64M",
             "cache_size": "2M",
             "max_connections": "3",

@@ -77,6 +77,12 @@ def tree(mounter: Mounter) -> Path:
     return mounter()
 
 
+@pytest.fixture(scope="module")
+def read_only(mounter: Mounter) -> Path:
+    """A mount that takes no files."""
+    return mounter("--read-only")
+
+
 def files_below(folder: Path) -> dict[str, Path]:
     """All files that are not views of others, by their names relative to `folder`."""
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
@@ -123,7 +129,7 @@ def test_a_folder_weighs_what_is_below_it(tree: Path) -> None:
         found = folder.stat()
         assert found.st_size == sum(path.stat().st_size for path in files)
         assert found.st_mtime == max(path.stat().st_mtime for path in files)
-        assert stat.S_IMODE(found.st_mode) == 0o555
+        assert stat.S_IMODE(found.st_mode) == (0o555 if folder == tree / ".bffs" else 0o755)
         assert found.st_nlink == 2 + sum(path.is_dir() for path in folder.iterdir())
 
 
@@ -153,10 +159,18 @@ def test_ls_and_du_and_df_show_the_sizes(tree: Path) -> None:
     blocks = sum(path.stat().st_blocks for path in files_below(tree).values())
     blocks += sum(path.is_file() for path in (tree / "stacks").rglob("*"))
     assert shell('du -s --block-size=512 "$M"', M=tree) == [f"{blocks}\t{tree}"]
-    size, used, free = map(
-        int, shell('df --block-size=1 --output=size,used,avail "$M"', M=tree)[1].split()
-    )
-    assert 0 <= size - tree.stat().st_size < 4096 and used == size and free == 0
+
+
+def test_df_shows_the_disk_of_what_is_saved_or_else_the_dataset(
+    tree: Path, read_only: Path, mounter: Mounter
+) -> None:
+    def df(folder: Path) -> list[int]:
+        lines = shell('df --block-size=1 --output=size,used,avail "$M"', M=folder)
+        return [int(word) for word in lines[1].split()]
+
+    assert df(tree)[0] == df(mounter.folder)[0]
+    size, used, free = df(read_only)
+    assert 0 <= size - read_only.stat().st_size < 4096 and used == size and free == 0
 
 
 def test_extended_attributes_name_the_object(tree: Path) -> None:
@@ -213,10 +227,16 @@ WRITES: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("how", WRITES)
-def test_nothing_can_be_written(tree: Path, how: str) -> None:
-    folder = tree / "train" / ODD
+def test_nothing_can_be_written(read_only: Path, how: str) -> None:
+    folder = read_only / "train" / ODD
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         WRITES[how](folder, folder / "odd-0006.tif")
+
+
+def test_modes_say_so(read_only: Path) -> None:
+    for path in (read_only, *read_only.rglob("*")):
+        found = path.stat()
+        assert stat.S_IMODE(found.st_mode) == (0o555 if path.is_dir() else 0o444)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------

@@ -174,7 +174,9 @@ def test_unmounting_what_is_not_a_mount_of_bffs_is_6(
 # -- the rest ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--cache-size", "much"], ["--memory", "1K"], ["-o", "rw"]])
+@pytest.mark.parametrize(
+    "arguments", [["--cache-size", "much"], ["--memory", "1K"], ["-o", "rw", "--read-only"]]
+)
 def test_wrong_values_are_2(mounter: Mounter, where: list[str], arguments: list[str]) -> None:
     assert fails(mounter, 2, *where, *arguments).startswith(f"bffs: {arguments[0]}")
 

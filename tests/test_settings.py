@@ -132,6 +132,7 @@ GIVEN: dict[str, tuple[str, Callable[[Settings], object], object]] = {
     "max_connections": ("256", lambda s: s.max_connections, 256),
     "deadline": ("1.5m", lambda s: s.deadline, 90.0),
     "readahead": ("off", lambda s: s.readahead, 0),
+    "scratch": ("/scratch", lambda s: s.scratch, Path("/scratch")),
     "shutu_overlap": ("64", lambda s: s.shutu_overlap, 64),
     "offline": ("yes", lambda s: s.offline, True),
     "refresh_after": ("1.5", lambda s: s.refresh_after, 5400.0),

@@ -1,0 +1,303 @@
+"""Requests in; attributes, bytes and errnos out: what libfuse calls when a mount is read.
+
+The bindings' own methods turn every reply into new Python objects and swallow errors in their own
+ways. `Adapter` overrides those that matter: a read fills libfuse's buffer in place, a folder is
+listed with the attributes of all its entries in one go, and every exception becomes an errno of the
+one table in `errors` - whatever it doesn't know is EIO with a traceback in the log, and the mount
+lives on.
+
+Threads: libfuse calls from many threads at once; the table of handles is a dict whose single
+operations are atomic. libfuse changes the working directory to `/`: nothing below may use a
+relative path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import logging
+import os
+import stat
+import threading
+from collections import Counter
+from typing import Any, Protocol
+
+from bffs.beneath import OpenFile
+from bffs.binding import binding, view_of
+from bffs.content import Content
+from bffs.errors import to_errno
+from bffs.tree import LIVE, Attributes, File, FileSystem, Folder, LocalAttributes, LocalFile, Node
+
+log = logging.getLogger(__name__)
+
+MAX_BACKGROUND = 64
+"""Reads that the kernel has under way for its page cache."""
+
+REQUEST_SIZE = 1 << 20
+"""Bytes in a read request at most; needs the mount's read_ahead_kb raised too."""
+
+_AUTO_INVAL_DATA = 1 << 12
+_ASYNC_DIO = 1 << 15
+_READDIRPLUS_AUTO = 1 << 14
+_PARALLEL_DIROPS = 1 << 18
+_READDIR_PLUS = 1
+_FILL_DIR_PLUS = 2
+_XATTR_NAMESPACE = "user."
+_NS = 10**9
+
+
+class Host(Protocol):
+    """What an adapter needs to know of its mount."""
+
+    files: FileSystem
+    changed: bool
+    """Whether files of the tree have changed since it was mounted."""
+
+    is_trusted: bool
+    """Whether the kernel may remember what it is told."""
+
+    errors: Counter[str]
+    """Failed reads, by the errno's name."""
+
+    def started(self, library: Any, config: Any) -> None:
+        """The kernel has connected; called from `init`. `config` is libfuse 3's struct fuse_config."""
+        ...
+
+
+class Reading:
+    """Names the operations that are served; the bindings register those that are found here."""
+
+    use_ns = True
+    flag_nullpath_ok = True
+    flag_nopath = True
+
+    getattr = opendir = readdir = releasedir = init = True
+    open = read = release = statfs = getxattr = listxattr = True
+
+
+class Open:
+    """What a handle stands for: a folder's listing, or a file's content."""
+
+    __slots__ = ("content", "node")
+
+    def __init__(self, node: Node, content: Content | OpenFile | None = None) -> None:
+        self.node = node
+        self.content = content
+
+
+class Adapter(binding.FUSE):  # type: ignore[misc]
+    """Answers libfuse from a `FileSystem`. Constructing one mounts, serves, and returns after the
+    unmount."""
+
+    _served: type = Reading
+
+    def __init__(self, session: Host, mountpoint: str, options: dict[str, Any]) -> None:
+        self._session = session
+        self._files = session.files
+        self._handles: dict[int, Open] = {}
+        self._numbers = itertools.count(1)
+        self._threads = threading.local()
+        self._uid, self._gid = os.getuid(), os.getgid()
+        super().__init__(self._served(), mountpoint, foreground=True, **options)
+
+    def _wrapper(self, method: Any, *args: Any) -> int:
+        if not hasattr(self._threads, "kept"):
+            # One level more than the binding gives back: else each request of a libfuse thread makes
+            # a Python thread state and destroys it, with a mapping of memory and its page faults.
+            ctypes.pythonapi.PyGILState_Ensure()
+            self._threads.kept = True
+        try:
+            return method(*args) or 0
+        except BaseException as error:
+            number = to_errno(error)
+            if number is None:
+                log.exception("unexpected error in %s, answered with EIO", method.__name__)
+                number = errno.EIO
+            elif number == errno.EIO and not getattr(error, "is_told", False):
+                log.error("%s: %s", method.__name__, error)
+            elif number == errno.ENOENT and method.__name__ == "_answer_readdir":
+                number = errno.EIO  # glibc would take the folder for one that ends here
+            if method.__name__ == "read":
+                self._session.errors[errno.errorcode[number]] += 1
+            return -number
+
+    def _answer_init(self, conn: Any, config: Any = None) -> None:
+        if config:
+            conn.contents.max_background = MAX_BACKGROUND
+            conn.contents.congestion_threshold = MAX_BACKGROUND * 3 // 4
+            conn.contents.max_readahead = REQUEST_SIZE
+            conn.contents.want |= conn.contents.capable & _PARALLEL_DIROPS
+            # A reader can't be killed while it waits for a direct read that the kernel has split.
+            conn.contents.want &= ~_ASYNC_DIO
+            # Attributes always travel with names: the kernel's own guess leaves out most of them.
+            # What changes is invalidated, or else a file just written would be read again.
+            conn.contents.want &= ~(_READDIRPLUS_AUTO | _AUTO_INVAL_DATA)
+            config.contents.use_ino = 1
+            config.contents.nullpath_ok = 1
+        self._session.started(binding._libfuse, config)
+
+    def _find(self, path: bytes | None, fip: Any = None) -> Node:
+        """The node of a request: libfuse leaves the path out where there is a handle."""
+        if path is None:
+            return self._handles[fip.contents.fh].node
+        return self._files.find(os.fsdecode(path))
+
+    def _answer_getattr(self, path: bytes | None, buf: Any, fip: Any = None) -> None:
+        ctypes.memset(buf, 0, ctypes.sizeof(binding.c_stat))
+        self._fill(buf.contents, self._attributes(path, fip))
+
+    def _attributes(self, path: bytes | None, fip: Any) -> Attributes:
+        return self._find(path, fip).attributes
+
+    def _fill(self, st: Any, attributes: Attributes) -> None:
+        st.st_ino, st.st_mode, st.st_size, seconds, st.st_nlink, blocks = attributes
+        if isinstance(attributes, LocalAttributes):
+            self._fill_local(st, attributes)
+            return
+        st.st_uid = self._uid
+        st.st_gid = self._gid
+        # A folder's size is that of its files, but its blocks are none: du adds up both.
+        if blocks is None:
+            blocks = 0 if stat.S_ISDIR(attributes.mode) else -(-attributes.size // 512)
+        st.st_blocks = blocks
+        st.st_blksize = REQUEST_SIZE
+        for times in (st.st_atimespec, st.st_mtimespec, st.st_ctimespec):
+            times.tv_sec, times.tv_nsec = seconds, 0
+
+    def _fill_local(self, st: Any, attributes: LocalAttributes) -> None:
+        status = attributes.status
+        st.st_uid, st.st_gid, st.st_rdev = status.st_uid, status.st_gid, status.st_rdev
+        st.st_blocks = attributes.blocks
+        st.st_blksize = REQUEST_SIZE
+        for times, ns in (
+            (st.st_atimespec, status.st_atime_ns),
+            (st.st_mtimespec, status.st_mtime_ns),
+            (st.st_ctimespec, status.st_ctime_ns),
+        ):
+            times.tv_sec, times.tv_nsec = divmod(ns, _NS)
+
+    def opendir(self, path: bytes, fip: Any) -> None:
+        """Open a folder; the kernel may keep its entries."""
+        node = self._find(path)
+        if not isinstance(node, Folder):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        fip.contents.fh = self._keep(Open(node))
+        fip.contents.keep_cache = self._session.is_trusted
+        if hasattr(fip.contents, "cache_readdir"):
+            fip.contents.cache_readdir = self._session.is_trusted
+
+    def _answer_readdir(
+        self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any, flags: int = -1
+    ) -> None:
+        """List a folder from `offset` on; `flags` come with libfuse 3, where attributes travel along.
+
+        libfuse passes attributes on only where each entry has an offset: the place of the next one.
+        """
+        opened = self._handles[fip.contents.fh]
+        node = opened.node
+        assert isinstance(node, Folder)
+        if offset == 0:
+            opened.node = node = node.again()
+        plus = () if flags < 0 else (_FILL_DIR_PLUS if flags & _READDIR_PLUS else 0,)
+        st = binding.c_stat()
+        for place, name in enumerate((b".", b".."), 1):
+            if offset < place and filler(buf, name, None, place, *(plus and (0,))):
+                return
+        first = max(0, offset - 2)
+        children = itertools.islice(node.entries.items(), first, None)
+        for place, (entry, child) in enumerate(children, first + 3):
+            self._fill(st, child.attributes)
+            if filler(buf, os.fsencode(entry), st, place, *plus):
+                return
+
+    def releasedir(self, path: bytes | None, fip: Any) -> None:
+        """Forget a folder's handle."""
+        del self._handles[fip.contents.fh]
+
+    def _keep(self, opened: Open) -> int:
+        number = next(self._numbers)
+        self._handles[number] = opened
+        return number
+
+    def open(self, path: bytes, fip: Any) -> None:
+        """Open a file for reading."""
+        node = self._find(path)
+        if isinstance(node, Folder):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        self._open(node, fip)
+
+    def _open(self, node: File | LocalFile, fip: Any) -> None:
+        if fip.contents.flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        # The kernel keeps one set of pages a file: while an old version is still open, the new one
+        # is read past them, or a program could get some of each.
+        shared = node.version != LIVE and (
+            not self._session.changed or not self._is_open_in_another_version(node)
+        )
+        fip.contents.keep_cache = shared
+        fip.contents.direct_io = not shared
+        fip.contents.fh = self._keep(Open(node, node.open()))
+
+    def _is_open_in_another_version(self, node: File | LocalFile) -> bool:
+        ino, version = node.attributes.ino, node.version
+        return any(
+            not isinstance(opened.node, Folder)
+            and opened.node.attributes.ino == ino
+            and opened.node.version != version
+            for opened in tuple(self._handles.values())
+        )
+
+    def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
+        """Fill libfuse's buffer in place."""
+        content = self._handles[fip.contents.fh].content
+        assert content is not None
+        return content.read_into(offset, view_of(buf, size))
+
+    def release(self, path: bytes | None, fip: Any) -> None:
+        """Forget a handle."""
+        del self._handles[fip.contents.fh]
+
+    def statfs(self, path: bytes, buf: Any) -> None:
+        """What df shows: the size of the dataset, all of it used."""
+        size = self._files.find("/").attributes.size
+        st = buf.contents
+        st.f_bsize = st.f_frsize = 4096
+        st.f_blocks = -(-size // 4096)
+        st.f_bfree = st.f_bavail = 0
+        st.f_namemax = 255
+
+    def getxattr(self, path: bytes, name: bytes, value: Any, size: int, *position: Any) -> int:
+        """One extended attribute. Only `user.` exists: ENOTSUP for others keeps `ls -l` from asking
+        again."""
+        wanted = os.fsdecode(name)
+        if not wanted.startswith(_XATTR_NAMESPACE):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        found = self._find(path).xattrs().get(wanted)
+        if found is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return _reply(found, value, size)
+
+    def listxattr(self, path: bytes, names: Any, size: int) -> int:
+        """The names of all extended attributes."""
+        found = self._find(path).xattrs()
+        return _reply(b"".join(os.fsencode(name) + b"\0" for name in found), names, size)
+
+    if hasattr(binding.FUSE, "getattr_fuse_3"):
+        getattr_fuse_2 = getattr_fuse_3 = fgetattr = _answer_getattr
+        readdir_fuse_2 = readdir_fuse_3 = _answer_readdir
+        init_fuse_2 = init_fuse_3 = _answer_init
+    else:
+        getattr = fgetattr = _answer_getattr
+        readdir = _answer_readdir
+        init = _answer_init
+
+
+def _reply(data: bytes, into: Any, size: int) -> int:
+    """Answer an extended attribute request: the length alone if no buffer was given."""
+    if size == 0:
+        return len(data)
+    if len(data) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    ctypes.memmove(into, data, len(data))
+    return len(data)
