@@ -13,7 +13,8 @@ The map: a module imports only from lines below its own, and modules that share 
     fuse | layout | scratch | status    mounting | specimens to folders | changes to what was saved | live figures
     overlay | views | writing     tree and scratch folder as one | folders and files of stacks | requests that change
     plots                         pictures of the dataset and of the cache
-    adapter | inventory | progress | saved    requests that read | cached specimens | long commands | what was saved
+    adapter | inventory | linking    requests that read | what is cached of each specimen | a folder of links
+    progress | saved              how far a long command is | what was saved
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     pixels | readahead            where the pixels of slices lie, and the proof | what the Predictor wishes for, fetched
     shapes | stacks               what first slices look like, kept | pure: byte layouts of whole-stack files

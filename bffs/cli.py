@@ -29,6 +29,7 @@ _COMMANDS = {
     "mount": "cli_mount",
     "umount": "cli_mount",
     "demo": "cli_mount",
+    "link": "cli_mount",
     "ls": "cli_dataset",
     "info": "cli_dataset",
     "manifest": "cli_dataset",

@@ -54,6 +54,7 @@ def ls(given: Given, names: tuple[str, ...], sort: str, form: str | None) -> Non
 @click.argument("specimen_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @table_option("offline")
+@table_option("scratch")
 @click.pass_obj
 def info(given: Given, specimen_id: str, as_json: bool) -> None:
     """Show what there is of one specimen.
@@ -61,13 +62,16 @@ def info(given: Given, specimen_id: str, as_json: bool) -> None:
     Of an id in both sets this is the test one; `train/ID` names the other.
     """
     from bffs import stacks, tables
+    from bffs.private import scratch_folder
+    from bffs.saved import saved_beside
 
     settings = given.settings()
     specimen = catalog_of(settings, given.verbosity).find(specimen_id)[-1]
     shape, cached = _look_at(specimen, settings)
     seen = stacks.views(specimen, shape.layout, shape.obstacle, settings.dataset.voxel)
     offers = stacks.offers(specimen, seen, settings.shutu_overlap)
-    about = tables.describe(specimen, settings.dataset, shape.layout, cached, offers)
+    saved = dict(saved_beside(scratch_folder(settings), specimen.split, specimen.id))
+    about = tables.describe(specimen, settings.dataset, shape.layout, cached, offers, saved)
     click.echo(json.dumps(about, indent=4) if as_json else tables.as_text(about), nl=as_json)
 
 

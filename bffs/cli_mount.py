@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bffs.cli_options import Given, absolute, command, table_option
+from bffs.cli_options import Given, absolute, catalog_of, command, table_option
 from bffs.settings import MountOptions
 
 
@@ -72,6 +72,26 @@ def umount(mountpoint: Path) -> None:
     from bffs.mount import unmount
 
     unmount(mountpoint)
+
+
+@command()
+@click.argument("specimen_id", metavar="ID")
+@click.argument("folder", metavar="DIR", callback=absolute)
+@click.pass_obj
+def link(given: Given, specimen_id: str, folder: Path) -> None:
+    """Make DIR a folder of links to the files of one specimen.
+
+    For programs that want to write beside what they open, in a folder of yours. The dataset must be
+    mounted. Of an id in both sets this is the test one; `train/ID` names the other.
+    """
+    from bffs.catalog import base_name
+    from bffs.linking import link_folder, mounted_folder
+
+    settings = given.settings()
+    specimen = catalog_of(settings, given.verbosity).find(specimen_id)[-1]
+    names = [base_name(obj.key) for obj in specimen.objects()]
+    made = link_folder(mounted_folder(specimen, settings.dataset), names, folder)
+    click.echo(f"{made:,} links in {folder}")
 
 
 @command()

@@ -41,6 +41,12 @@ def saved_files(root: Path, below: str = "") -> Iterator[tuple[str, int]]:
     yield from sorted(found)
 
 
+def saved_beside(root: Path, split: str, specimen: str) -> Iterator[tuple[str, int]]:
+    """What was saved beside one specimen's files; see `saved_files`."""
+    for folder in (f"{split}/{specimen}", f"stacks/{split}/{specimen}"):
+        yield from saved_files(root, folder)
+
+
 def saved_paths(root: Path) -> Iterator[str]:
     """All files and folders in a scratch folder, as paths in the mount."""
     for folder, _, names in os.walk(root):

@@ -10,8 +10,9 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bffs.catalog import Catalog, Specimen, base_name
@@ -140,8 +141,11 @@ def describe(
     layout: SliceLayout | None,
     cached: int,
     offers: Sequence[Offer] = (),
+    saved: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """All that is known of a specimen, `cached` bytes of which are here; `layout` is a slice's.
+
+    `saved` are the files that were saved beside it, by their paths in a mount.
 
     Sizes in bytes, times in UTC, `voxel` in micrometres along z, y, x; of the files in `stacks` the
     sizes, or why they aren't there.
@@ -164,6 +168,7 @@ def describe(
         "voxel": list(dataset.voxel) if dataset.voxel else None,
         "stack_files": {offer.name: offer.size for offer in offers if not offer.why_not},
         "stack_files_absent": {offer.name: offer.why_not for offer in offers if offer.why_not},
+        "saved_files": dict(saved),
         "cached_bytes": cached,
         "files": len(objects),
         "file_bytes": sum(obj.size for obj in objects),
@@ -203,6 +208,9 @@ def as_text(about: dict[str, Any]) -> str:
         width = max(map(len, files))
         text += f"{'stack':10}stacks/{about['split']}/{about['id']}/\n"
         text += "".join(f"{'':12}{name:{width}}  {fact}\n" for name, fact in files.items())
+    if saved := about["saved_files"]:
+        text += f"{'saved':10}{len(saved):,}, {format_size(sum(saved.values()))}\n"
+        text += "".join(f"{'':12}{format_size(size):>6}  {name}\n" for name, size in saved.items())
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import mmap
 import os
 import random
@@ -531,6 +532,48 @@ def test_a_name_that_appears_in_the_dataset_is_set_aside(tmp_path: Path) -> None
             assert (again / "train/900000002/new").read_text() == "in it"
         finally:
             mounter.close()
+
+
+# -- commands ---------------------------------------------------------------------------------------------------
+
+
+def test_info_lists_what_was_saved(mounter: Mounter, folder: Path, work: Path) -> None:
+    (work / "a.swc").write_bytes(b"x" * 2048)
+    option = f"--scratch={mounter.folder}/kept"
+    flags = [*mounter.flags, f"--cache-dir={mounter.folder}/cache", option]
+    done = mounter.run("info", f"train/{SPECIMEN}", *flags, "--json")
+    name = f"train/{SPECIMEN}/{work.name}/a.swc"
+    assert json.loads(done.stdout)["saved_files"][name] == 2048
+    assert f"  2.0K  {name}\n" in mounter.run("info", f"train/{SPECIMEN}", *flags).stdout
+
+
+def test_link_makes_a_folder_to_write_in(
+    mounter: Mounter, tree: Path, server: S3Server, tmp_path: Path
+) -> None:
+    place = tmp_path / "new" / "links"
+    flags = [*mounter.flags, f"--cache-dir={mounter.folder}/cache"]
+    for _ in range(2):
+        done = mounter.run("link", f"train/{SPECIMEN}", str(place), *flags)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in place.iterdir()) == sorted(
+        key.partition("/")[2] for key in OBJECTS if key.startswith(SPECIMEN) and key[-1] != "/"
+    )
+    assert (place / SLICE).is_symlink() and (place / SLICE).stat().st_size == SIZE
+    (place / f"{SLICE}_app2.swc").write_text("beside the link")
+    (place / SLICE).unlink()
+    (place / SLICE).write_text("mine")
+    done = mounter.run("link", f"train/{SPECIMEN}", str(place), *flags)
+    assert done.returncode == 1 and f"{place / SLICE} is in the way" in done.stderr
+    done = mounter.run("link", "1", str(place), *flags)
+    assert done.returncode == 5
+
+
+def test_link_needs_a_mount(tmp_path: Path) -> None:
+    with S3Server({"1/a-1.tif": 1000}, bucket="unmounted") as server:
+        mounter = Mounter(flags_of(server), tmp_path)
+        done = mounter.run("link", "1", str(tmp_path / "links"), *mounter.flags)
+    assert done.returncode == 6 and "bffs mount" in done.stderr
+    assert not (tmp_path / "links").exists()
 
 
 # -- programs ---------------------------------------------------------------------------------------------------
