@@ -239,8 +239,11 @@ class _Merged(Folder):
         return self._overlay.xattrs(self.path[1:], self._status)
 
     def again(self) -> Folder:
-        """The folder as it is now."""
-        found = self._overlay.find(self.path)
+        """The folder as it is now, or an empty one where it is no more."""
+        try:
+            found = self._overlay.find(self.path)
+        except FileNotFoundError:
+            return Folder(self.path, lambda: Weight(0, 0, 0), dict)
         return found if isinstance(found, Folder) else self
 
 
