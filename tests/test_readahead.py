@@ -233,6 +233,9 @@ def test_readers_on_many_threads_get_their_bytes(server: S3Server, blocks: Block
         for future in [pool.submit(work, number) for number in range(4)]:
             future.result(60)
     settled(server, blocks)
-    once = {(get.key, get.start) for get in server.log()}
-    assert len(once) == len(server.log())
-    assert blocks.counters.fetched == fetched(server) <= SIZE * len(SLICES + OTHERS)
+    # What has given way to a reader is asked for again, less what had come of it.
+    log = server.log()
+    once = {(get.key, get.start) for get in log}
+    assert len(log) - len(once) <= len(log) // 20
+    assert blocks.counters.fetched <= fetched(server) <= 1.05 * blocks.counters.fetched
+    assert blocks.counters.fetched <= SIZE * len(SLICES + OTHERS)
