@@ -18,7 +18,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from bffs.cache import DiskCache
@@ -61,6 +62,25 @@ class Counters:
         self.fetched = 0
         self.waits = 0
         self.not_written = 0
+
+
+class _Reading(threading.local):
+    """The read of a thread that is made of several: until when it waits, 0 before it has to."""
+
+    until: float | None = None
+
+
+_reading = _Reading()
+
+
+@contextmanager
+def as_one_read() -> Iterator[None]:
+    """What this thread reads meanwhile is one read, with one deadline."""
+    _reading.until = 0.0
+    try:
+        yield
+    finally:
+        _reading.until = None
 
 
 class _Failure(NamedTuple):
@@ -321,7 +341,10 @@ class BlockReader:
                 and offset + size <= failed.span.stop
             ):
                 raise failed.error
-        return now + self._deadline
+        if _reading.until is None:
+            return now + self._deadline
+        _reading.until = _reading.until or now + self._deadline
+        return _reading.until
 
     def _is_served(self, waiter: Waiter, part: Part) -> bool:
         """Wait until `waiter` is woken, or its time is up; whether its blocks are here."""

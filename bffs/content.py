@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from bffs.blocks import BlockReader
+from bffs.blocks import BlockReader, as_one_read
 from bffs.cache import CachedObject
 from bffs.errors import BffsError
 from bffs.store import ByteRange, ObjectInfo
@@ -124,8 +124,9 @@ class MappedContent:
         """See `Content.read_into`."""
         size = max(0, min(len(into), self.size - offset))
         done = 0
-        while done < size:
-            done += self._read_piece(offset + done, into[done:size])
+        with as_one_read():
+            while done < size:
+                done += self._read_piece(offset + done, into[done:size])
         return size
 
     def _read_piece(self, at: int, into: memoryview) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bffs.blocks import AGAIN, BlockReader
+from bffs.blocks import AGAIN, BlockReader, as_one_read
 from bffs.cache import BLOCK, DiskCache
 from bffs.errors import (
     AccessDenied,
@@ -509,6 +509,17 @@ def test_each_reader_waits_as_long_as_its_own_deadline(server: S3Server, reader:
     server.reset()
     time.sleep(AGAIN)
     assert read(blocks, "part", 0, MIB) == expect("part", 0, MIB)
+
+
+def test_a_read_in_several_places_has_one_deadline(server: S3Server, reader: Readers) -> None:
+    server.fault("status", value=503)
+    blocks = reader(deadline=2.0)
+    with as_one_read():
+        assert failure(blocks, "part", 0)[1] >= 2.0
+        assert failure(blocks, "odd", 0)[1] < 1.5
+    assert failure(blocks, "parts", 0)[1] >= 2.0
+    server.reset()
+    settle(blocks)
 
 
 def test_a_reader_leaves_at_its_deadline_whatever_the_store_does(
