@@ -214,3 +214,21 @@ def test_an_unmount_ends_what_tries_again_and_again(mounter: Mounter, server: S3
         wait_for(lambda: nothing_left(mounter, mountpoint), 5)
         assert reading.result(10)[0] is not None
     assert threading.active_count() < 20
+
+
+def test_a_driver_that_is_told_to_end_keeps_what_it_has_fetched(
+    mounter: Mounter, server: S3Server
+) -> None:
+    mountpoint = mounter()
+    assert (mountpoint / "train" / FIRST).read_bytes() == pattern(FIRST, 0, SIZE)
+    (driver,) = drivers(mountpoint)
+    os.kill(driver, signal.SIGTERM)
+    wait_for(lambda: nothing_left(mounter, mountpoint), 10)
+    server.reset()
+    mountpoint = mounter()
+    assert (mountpoint / "train" / FIRST).read_bytes() == pattern(FIRST, 0, SIZE)
+    assert [get for get in server.log() if get.key == FIRST] == []
+    assert (
+        "cached"
+        in mounter.run("cache", *mounter.flags, f"--cache-dir={mounter.folder / 'cache'}").stdout
+    )
