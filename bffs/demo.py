@@ -265,6 +265,7 @@ def _location(url: str) -> list[str]:
 def _what_to_try(mountpoint: Path, url: str, size: int) -> str:
     first = _NEURONS[0]
     folder = mountpoint / "train" / first.id
+    stack = mountpoint / "stacks" / "train" / first.id / f"{first.id}.imagej.tif"
     read = "import sys, tifffile; print(tifffile.imread(sys.argv[1]))"
     commands = (
         f"ls -lh {shlex.quote(str(folder))}",
@@ -281,6 +282,10 @@ Try in another terminal:
 or in Fiji, File > Import > Image Sequence..., the folder
 
   {folder}
+
+or File > Import > TIFF Virtual Stack..., the same slices as one file
+
+  {stack}
 
 Ctrl-C here unmounts it and deletes everything.
 """
