@@ -205,7 +205,9 @@ def test_it_mounts_and_leaves_nothing_behind(
         stack = f"{mountpoint}/stacks/train/900000001/900000001.imagej.tif"
         slices = sorted(Path(folder).glob("*.tif"))
         assert (tifffile.imread(stack) == tifffile.imread(slices)).all()
-        commands = [l for l in re.findall(r"(?m)^  (.*)$", said) if l not in (folder, stack)]
+        commands = [
+            line for line in re.findall(r"(?m)^  (.*)$", said) if line not in (folder, stack)
+        ]
         assert [shlex.split(command)[0] for command in commands[:2]] == ["ls", "head"]
         for command in commands:
             subprocess.run(command, env=env, shell=True, check=True, stdout=subprocess.DEVNULL)
