@@ -4,7 +4,8 @@
 names must agree. Now and then it kills the driver (-9), mounts again and compares everything. Run as a script for as
 long as you like; on a difference it prints the latest steps.
 
-    python tests/scratch_machine.py [--seed N] [--steps N] [--binding libfuse3|libfuse2|fusepy]
+    python tests/scratch_machine.py [--seed N] [--steps N] [--binding libfuse3|libfuse2|fusepy] [--no-crash]
+    python tests/scratch_machine.py --file [--seed N] [--steps N]    # one file instead, as fsx does it
 """
 
 from __future__ import annotations
@@ -378,6 +379,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--binding", default="libfuse3")
     parser.add_argument("--no-crash", action="store_true")
+    parser.add_argument("--file", action="store_true")
     options = parser.parse_args()
     from tests.conftest import Mounter, flags_of
     from tests.s3server import S3Server
@@ -392,6 +394,11 @@ def main() -> None:
         try:
             tree = mounter(binding=options.binding)
             folder = tree / "train" / specimen
+            if options.file:
+                server.reset()
+                exercise(folder / "file", random.Random(options.seed), options.steps)
+                print(f"seed {options.seed}: {options.steps} steps, {len(server.log())} requests")
+                return
             plain = Path(work, "plain")
             plain.mkdir()
             server.reset()

@@ -177,6 +177,47 @@ def test_an_ordinary_user_mounts_reads_and_unmounts(ordinary: Ordinary, bucket: 
             subprocess.run(["umount", "-l", tree], check=False)
 
 
+SAVE = """
+import errno, os, sys
+slice = sys.argv[1]
+own = os.path.dirname(slice) + "/own"
+with open(own, "x") as file:
+    file.write("mine")
+print(open(own).read(), os.access(own, os.W_OK), os.access(slice, os.W_OK))
+for change in (lambda: open(slice, "r+b"), lambda: os.truncate(slice, 0), lambda: os.rename(own, slice)):
+    try:
+        change()
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+os.chmod(own, 0)
+try:
+    open(own)
+except PermissionError:
+    print("forbidden")
+os.unlink(own)
+"""
+
+
+def test_an_ordinary_user_saves_and_can_not_change_the_dataset(
+    ordinary: Ordinary, bucket: Bucket
+) -> None:
+    tree = ordinary.home / "mnt"
+    ordinary.run("mkdir", str(tree), python=False)
+    try:
+        done = ordinary.run("-m", "bffs", "mount", *bucket.flags, "--no-sign-request", str(tree))
+        assert (done.returncode, done.stderr) == (0, "")
+        key = next(key for key in bucket.objects if key.endswith(".tif"))
+        done = ordinary.run("-c", SAVE, str(tree / place(key)))
+        assert (done.stdout.split(), done.stderr) == (
+            ["mine", "True", "False", "EROFS", "EROFS", "EROFS", "forbidden"],
+            "",
+        )
+        assert ordinary.run("-m", "bffs", "umount", str(tree)).returncode == 0
+    finally:
+        if mount_at(tree) is not None:
+            subprocess.run(["umount", "-l", tree], check=False)
+
+
 def test_the_mounts_of_others_are_let_alone(
     ordinary: Ordinary, bucket: Bucket, mounted: Mounter
 ) -> None:

@@ -245,7 +245,7 @@ def test_random_operations_with_crashes(
 
 
 def test_random_writes_truncates_and_maps(work: Path) -> None:
-    """As fsx does, with what was written kept in memory. In full: scripts/scratch-soak."""
+    """As fsx does, with what was written kept in memory. In full: python tests/scratch_machine.py --file."""
     scratch_machine.exercise(work / "file", random.Random(4), 400)
 
 
