@@ -168,7 +168,7 @@ def run_demo(mountpoint: Path | None) -> int:
         _say("Drawing neurons and uploading them to an S3 server on this machine ...")
         url = stack.enter_context(s3_server())
         sizes = upload(url, dataset())
-        driver = stack.enter_context(_driver(mountpoint, url, folder / "cache"))
+        driver = stack.enter_context(_driver(mountpoint, url, folder))
         _await_mount(driver, mountpoint)
         if driver.returncode is None:
             _say(_what_to_try(mountpoint, url, sum(sizes)))
@@ -217,10 +217,11 @@ def _folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _driver(mountpoint: Path, url: str, cache_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`bffs mount` in the foreground as a process; stopped and unmounted at the end."""
+def _driver(mountpoint: Path, url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`bffs mount` in the foreground as a process that keeps all in `folder`; stopped and unmounted at the end."""
     command = [sys.executable, "-m", "bffs", "mount", "--foreground", "--dataset", DEFAULT_DATASET]
-    place = [*_location(url), "--cache-dir", str(cache_dir), str(mountpoint)]
+    kept = ["--cache-dir", str(folder / "cache"), "--scratch", str(folder / "scratch")]
+    place = [*_location(url), *kept, str(mountpoint)]
     driver = subprocess.Popen(
         [*command, *place], stdin=subprocess.DEVNULL, env=_environment(), start_new_session=True
     )
