@@ -138,7 +138,8 @@ class SpecimenReadahead:
             if not place or wishes[place - 1].slice != wish.slice:
                 size = self._slices[wish.slice].size
                 for start, stop in self.preface:
-                    if start < size and not wish.start <= start < wish.start + PART:
+                    soon = min(wish.stop, wish.start + PART)
+                    if start < size and not wish.start <= start < soon:
                         prefaced.append(Wish(wish.slice, start, min(stop, size)))
             prefaced.append(wish)
         return prefaced

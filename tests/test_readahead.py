@@ -12,11 +12,12 @@ import pytest
 
 from bffs.blocks import BlockReader
 from bffs.cache import BLOCK, DiskCache
+from bffs.content import Content
 from bffs.parts import PART
-from bffs.readahead import Readahead, SpecimenReadahead
+from bffs.readahead import PROOF, Readahead, SpecimenReadahead
 from bffs.s3 import S3Store
 from bffs.settings import Dataset, Settings
-from bffs.store import ObjectInfo
+from bffs.store import ByteRange, ObjectInfo
 from bffs.units import GIB, MIB
 from tests.s3server import S3Server, made_up, pattern
 
@@ -239,3 +240,45 @@ def test_readers_on_many_threads_get_their_bytes(server: S3Server, blocks: Block
     assert len(log) - len(once) <= len(log) // 20
     assert blocks.counters.fetched <= fetched(server) <= 1.05 * blocks.counters.fetched
     assert blocks.counters.fetched <= SIZE * len(SLICES + OTHERS)
+
+
+# -- readers of whole-stack files -------------------------------------------------------------------------------
+
+
+def read_on(content: Content, stop: int) -> None:
+    for at in range(0, stop, 256 * 1024):
+        content.read_into(at, memoryview(bytearray(min(256 * 1024, stop - at))))
+
+
+def test_who_came_from_the_slice_before_is_believed_when_it_has_read_a_while(
+    server: S3Server, blocks: BlockReader
+) -> None:
+    follower = following(blocks, [LARGE])
+    content = follower.content(0, entered=True)
+    read_on(content, PROOF)
+    settled(server, blocks)
+    assert fetched(server) <= PROOF + BLOCK
+    read_on(content, PROOF + MIB)
+    settled(server, blocks)
+    assert fetched(server) > PROOF + 2 * MIB
+
+
+def test_nothing_is_read_ahead_past_a_readers_limit(server: S3Server, blocks: BlockReader) -> None:
+    limit = 20 * MIB
+    content = following(blocks, [LARGE]).content(0, limit)
+    read_on(content, 10 * MIB)
+    settled(server, blocks)
+    assert fetched(server) == limit
+
+
+def test_headers_come_before_the_columns_of_further_slices(
+    server: S3Server, blocks: BlockReader
+) -> None:
+    follower = following(blocks, SLICES)
+    follower.preface = [ByteRange(0, 4096), ByteRange(SIZE - 50, SIZE)]
+    for index in range(6):
+        read_slice(follower, index, SLICES[index], MIB, MIB + 512 * 1024)
+    settled(server, blocks)
+    ahead = [get for get in server.log() if get.key == SLICES[8]]
+    assert {get.start for get in ahead} >= {0, SIZE - SIZE % BLOCK, MIB}
+    assert sum(get.stop - get.start for get in ahead) <= 512 * 1024 + 3 * BLOCK
