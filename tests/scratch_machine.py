@@ -96,10 +96,11 @@ Step = tuple[Any, ...]
 
 
 class Steps:
-    """Makes up steps."""
+    """Makes up steps; without `flags`, which libfuse 2 does not know, none of renameat2(2)."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, flags: bool) -> None:
         self.chance = random.Random(seed)
+        self._flags = flags
         self._opened = 0
 
     def path(self) -> str:
@@ -142,9 +143,9 @@ class Steps:
                 return ("close", self.handle())
             case 16 | 17 | 18:
                 return ("rename", path(), path())
-            case 19:
+            case 19 if self._flags:
                 return ("renameat2", path(), path(), chance.choice((1, 2)))
-            case 20 | 21:
+            case 19 | 20 | 21:
                 return ("unlink", path())
             case 22 | 23 | 24:
                 return ("mkdir", path(), chance.choice((0o777, 0o700)))
@@ -280,10 +281,17 @@ def outcome(side: Side, step: Step) -> object:
 
 
 def run(
-    seed: int, steps: int, mounted: Side, plain: Side, crash: Callable[[], None] | None = None
+    seed: int,
+    steps: int,
+    mounted: Side,
+    plain: Side,
+    crash: Callable[[], None] | None = None,
+    *,
+    flags: bool = True,
 ) -> int:
-    """Take `steps` steps; returns how many did something. `crash` kills the driver and mounts again."""
-    make = Steps(seed)
+    """Take `steps` steps; returns how many did something. `crash` kills the driver and mounts again; for `flags` see
+    `Steps`."""
+    make = Steps(seed, flags=flags)
     done: list[Step] = []
     succeeded = 0
     for number in range(steps):
@@ -406,7 +414,8 @@ def main() -> None:
             crash = (
                 None if options.no_crash else (lambda: mounter.crash(tree, binding=options.binding))
             )
-            done = run(options.seed, options.steps, mounted, Side(plain), crash)
+            flags = options.binding == "libfuse3"
+            done = run(options.seed, options.steps, mounted, Side(plain), crash, flags=flags)
             print(
                 f"seed {options.seed}: {options.steps} steps, {done} of them did something;",
                 end=" ",
