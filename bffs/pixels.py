@@ -2,25 +2,31 @@
 
 A stack file promises from the first `stat` that all slices have one layout; what is known then is
 the header of one. So each slice's header is read - a few KiB, through the same blocks as everything
-else - before its first pixel is given out. A slice that keeps the promise is remembered, and equal
-tables of strips are kept once; one that breaks it is an error, now and later.
+else - before its first pixel is given out. Headers that are equal byte for byte say the same, so
+mostly just one is parsed. A slice that keeps the promise is remembered; one that breaks it is an
+error, now and later.
 
 Threads: any number may read; two that meet a slice first at the same time look at it twice.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bffs.blocks import BlockReader
 from bffs.content import Content, ObjectContent
 from bffs.errors import BrokenPromise
-from bffs.store import ObjectInfo
+from bffs.store import ByteRange, ObjectInfo
 from bffs.tiff import Runs, SliceLayout, slice_header
 
 log = logging.getLogger(__name__)
+
+KNOWN = 8
+"""Different headers that are remembered: more than a few means that all differ."""
 
 
 class Pixels:
@@ -42,7 +48,7 @@ class Pixels:
         self.layout = layout
         self.follow = follow
         self._found: dict[int, Runs | str] = {}
-        self._tables: dict[Runs, Runs] = {}
+        self._parsed: list[_Parsed] = []
 
     def content(self, index: int, stop: int, entered: bool) -> Content:
         """The pixels of a slice, row by row without a gap; its header is read when they are.
@@ -65,14 +71,50 @@ class Pixels:
 
     def _look(self, index: int) -> Runs | str:
         obj = self._slices[index]
-        header = slice_header(ObjectContent(self._blocks, obj))
+        content = ObjectContent(self._blocks, obj)
+        for parsed in tuple(self._parsed):
+            if parsed.end <= obj.size and _digest(content, parsed.said) == parsed.digest:
+                return parsed.runs
+        header = slice_header(content)
         if header is None:
             return f"{obj.key} is not a TIFF that bffs understands"
         if header.runs is None:
             return f"{obj.key} is {header.obstacle}"
         if header.layout != self.layout:
-            return f"{obj.key} has {header.layout.in_words}, not {self.layout.in_words}"
-        return self._tables.setdefault(header.runs, header.runs)
+            return f"{obj.key} has {header.layout.in_words}, not {self.layout.in_words} like the others"
+        if len(self._parsed) < KNOWN:
+            end = _end(header.runs, self.layout.bytes)
+            digest = _digest(content, header.said)
+            self._parsed.append(_Parsed(header.said, digest, end, header.runs))
+        return header.runs
+
+
+class _Parsed(NamedTuple):
+    """A header: where it is, its digest, and what follows for any object of at least `end` bytes."""
+
+    said: tuple[ByteRange, ...]
+    digest: bytes
+    end: int
+    runs: Runs
+
+
+def _digest(content: Content, said: Sequence[ByteRange]) -> bytes:
+    """What only equal bytes have in common. Raises BffsError if they can't be read."""
+    found = hashlib.sha256()
+    for start, stop in said:
+        into = bytearray(stop - start)
+        n = content.read_into(start, memoryview(into))
+        found.update(into[:n])
+    return found.digest()
+
+
+def _end(runs: Runs, size: int) -> int:
+    """The first byte of an object that no pixel needs, `size` being that of all pixels."""
+    stops = (*runs.starts[1:], size)
+    return max(
+        offset + stop - start
+        for start, stop, offset in zip(runs.starts, stops, runs.offsets, strict=True)
+    )
 
 
 class _SlicePixels:

@@ -1,21 +1,24 @@
-"""What a slice's header says: its shape, its type, and where its pixels lie. A parser, and no more.
+"""The only import of tifffile: what a slice's header says of its shape, its type, and where its
+pixels lie.
 
-tifffile takes 10 ms for a header and 30 MB of memory with numpy; here are the dozen fields that
-matter, in 0.1 ms, because each slice of a stack file is looked at before its first pixel is given
-out. Classic TIFF and BigTIFF of either byte order are understood.
+A header is read through a `Content`, in the few ranges that tifffile asks for, so a slice whose
+image file directory lies at its end costs one more block. tifffile, and numpy with it, is imported
+when the first header is parsed (0.2 s, 30 MB), and takes some 10 ms for each: who looks at many
+slices compares their headers first (`pixels`).
 
 Headers are untrusted: offsets may point anywhere and counts be anything. So at most `_MOST` bytes
-are read, never outside the object, and whatever makes no sense means "not a TIFF that is
-understood". No threads, no locks; `Content` does the waiting.
+are read in `_READS` reads, never outside the object, and whatever makes no sense, or makes tifffile
+raise, means "not a TIFF that is understood". No threads, no locks; `Content` does the waiting.
 """
 
 from __future__ import annotations
 
+import io
 import logging
-import struct
 from typing import Any, NamedTuple
 
 from bffs.content import Content
+from bffs.errors import BffsError
 from bffs.store import ByteRange
 
 log = logging.getLogger(__name__)
@@ -29,11 +32,8 @@ _MOST = 8 << 20
 _AHEAD = 4096
 """Bytes to read at once: a header with its directory, mostly."""
 
-_FIELDS = 4096
-"""Fields in a directory at most; those of real ones are a few dozen."""
-
-_FORMATS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-"""Field types that are whole numbers, as `struct` calls them."""
+_READS = 20_000
+"""Reads of a header at most: a directory that leads back to itself ends."""
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _OFFSETS, _ORIENTATION, _SAMPLES, _ROWS, _COUNTS, _PREDICTOR = 273, 274, 277, 278, 279, 317
@@ -96,12 +96,14 @@ class Runs(NamedTuple):
 
 class SliceHeader(NamedTuple):
     """What a header says. `runs` is None where the pixels aren't there byte by byte, row by row;
-    `obstacle` then says why, and is empty otherwise. `read` is what had to be read of the object."""
+    `obstacle` then says why, and is empty otherwise. `read` is what had to be read of the object,
+    and `said` those of its bytes that all this follows from."""
 
     layout: SliceLayout
     runs: Runs | None
     obstacle: str
     read: tuple[ByteRange, ...]
+    said: tuple[ByteRange, ...]
 
 
 def slice_header(content: Content) -> SliceHeader | None:
@@ -109,9 +111,15 @@ def slice_header(content: Content) -> SliceHeader | None:
 
     Raises BffsError if it can't be read.
     """
+    import tifffile
+
+    file = _File(content)
     try:
-        return _parse(_Bytes(content))
-    except _Senseless as error:
+        with tifffile.TiffFile(file) as parsed:  # type: ignore[arg-type]  # reads it like any
+            return _header(_Fields(parsed), file)
+    except BffsError:
+        raise
+    except Exception as error:
         log.info("a slice is no TIFF that can be understood: %s", error)
         return None
 
@@ -125,90 +133,83 @@ class _Senseless(Exception):
     """This is no TIFF."""
 
 
-class _Bytes:
-    """The bytes of a content near the place where one was asked for last; knows what was read."""
+class _File(io.RawIOBase):
+    """A content as a file for the parser, `_AHEAD` bytes at a time; knows what was read of it."""
 
     def __init__(self, content: Content) -> None:
         self._content = content
+        self._at = 0
         self._start = 0
-        self._here = b""
+        self._here = memoryview(b"")
+        self._reads = 0
         self.size = content.size
-        self.read: list[ByteRange] = []
+        self.read_ranges: list[ByteRange] = []
+        self.said: list[ByteRange] = []
 
-    def at(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on. Raises _Senseless where there are none."""
-        start = offset - self._start
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        into = memoryview(buffer).cast("B")
+        size = min(len(into), max(0, self.size - self._at))
+        start = self._at - self._start
         if start < 0 or start + size > len(self._here):
-            want = min(max(size, _AHEAD), self.size - offset)
-            if want < size or sum(stop - start for start, stop in self.read) + want > _MOST:
-                raise _Senseless("it points outside of itself, or its directory is too large")
-            into = bytearray(want)
-            if self._content.read_into(offset, memoryview(into)) < want:
-                raise _Senseless("it ends early")
-            self._here, self._start, start = bytes(into), offset, 0
-            self.read.append(ByteRange(offset, offset + want))
-        return self._here[start : start + size]
+            self._fetch(size)
+            start = 0
+        self._reads += 1
+        if self._reads > _READS:
+            raise _Senseless("its directory leads back to itself")
+        into[:size] = self._here[start : start + size]
+        if self.said and self.said[-1].stop == self._at:
+            self.said[-1] = ByteRange(self.said[-1].start, self._at + size)
+        else:
+            self.said.append(ByteRange(self._at, self._at + size))
+        self._at += size
+        return size
 
-
-class _Field(NamedTuple):
-    kind: str
-    items: int
-    value: bytes
-
-
-class _Directory:
-    """The fields of the first image file directory."""
-
-    def __init__(self, data: _Bytes) -> None:
-        self._data = data
-        mark = data.at(0, 4)
-        self.order = {b"II": "<", b"MM": ">"}.get(mark[:2], "")
-        version = self._unpack("H", mark[2:]) if self.order else 0
-        if version not in (42, 43):
-            raise _Senseless("it does not begin like one")
-        big = version == 43
-        if big and self._unpack("2H", data.at(4, 4), -1) != (8, 0):
-            raise _Senseless("a BigTIFF of another kind")
-        self._inline, self._offset, count, entry = (8, "Q", "Q", 20) if big else (4, "I", "H", 12)
-        at = self._unpack(self._offset, data.at(8 if big else 4, self._inline))
-        width = struct.calcsize(count)
-        fields = self._unpack(count, data.at(at, width))
-        if fields > _FIELDS:
+    def _fetch(self, size: int) -> None:
+        want = min(max(size, _AHEAD), self.size - self._at)
+        if sum(stop - start for start, stop in self.read_ranges) + want > _MOST:
             raise _Senseless("its directory is too large")
-        table = data.at(at + width, fields * entry)
-        self._fields: dict[int, _Field] = {}
-        for place in range(0, len(table), entry):
-            tag, kind = self._unpack("2H", table[place : place + 4], -1)
-            value = table[place + 4 : place + entry]
-            items = self._unpack(self._offset, value[: self._inline])
-            self._fields.setdefault(
-                tag, _Field(_FORMATS.get(kind, ""), items, value[self._inline :])
-            )
+        self._here = memoryview(bytearray(want))
+        self._start = self._at
+        if self._content.read_into(self._at, self._here) < want:
+            raise _Senseless("it ends early")
+        self.read_ranges.append(ByteRange(self._at, self._at + want))
 
-    def _unpack(self, kind: str, data: bytes, item: int = 0) -> Any:
-        values = struct.unpack(self.order + kind, data)
-        return values if item < 0 else values[item]
+
+class _Fields:
+    """The fields of the first page."""
+
+    def __init__(self, parsed: Any) -> None:
+        self.page = parsed.pages.first
+        self.order: str = parsed.byteorder
 
     def __contains__(self, tag: int) -> bool:
-        return tag in self._fields
+        return tag in self.page.tags
 
-    def values(self, tag: int, most: int) -> tuple[int, ...]:
-        """The first `most` numbers of a field; none if there is no such field."""
-        field = self._fields.get(tag)
+    def values(self, tag: int) -> tuple[int, ...]:
+        """The numbers of a field; none if there is no such field."""
+        field = self.page.tags.get(tag)
         if field is None:
             return ()
-        if not field.kind or not field.items:
-            raise _Senseless(f"field {tag} is no number")
-        count = min(field.items, most)
-        size = struct.calcsize(field.kind) * count
-        data = field.value[:size]
-        if struct.calcsize(field.kind) * field.items > self._inline:
-            data = self._data.at(self._unpack(self._offset, field.value), size)
-        return struct.unpack(f"{self.order}{count}{field.kind}", data)
+        value = field.value
+        return tuple(int(each) for each in (value if isinstance(value, tuple) else (value,)))
 
     def value(self, tag: int, otherwise: int | None = None) -> int:
         """The first number of a field, or `otherwise`. Raises _Senseless where neither is there."""
-        values = self.values(tag, 1)
+        values = self.values(tag)
         if values:
             return values[0]
         if otherwise is None:
@@ -216,14 +217,13 @@ class _Directory:
         return otherwise
 
 
-def _parse(data: _Bytes) -> SliceHeader:
-    fields = _Directory(data)
+def _header(fields: _Fields, file: _File) -> SliceHeader:
     height, width = fields.value(_HEIGHT), fields.value(_WIDTH)
     if not (0 < height < 1 << 31 and 0 < width < 1 << 31):
         raise _Senseless(f"{height} rows of {width} pixels")
     samples = fields.value(_SAMPLES, 1)
-    bits = set(fields.values(_BITS, min(samples, 64))) or {1}
-    kinds = set(fields.values(_SAMPLE_FORMAT, min(samples, 64))) or {1}
+    bits = set(fields.values(_BITS)[:samples]) or {1}
+    kinds = set(fields.values(_SAMPLE_FORMAT)[:samples]) or {1}
     if not 0 < max(bits) <= 128:
         raise _Senseless(f"{max(bits)} bits a sample")
     photometric = fields.value(_PHOTOMETRIC, 1)
@@ -243,8 +243,8 @@ def _parse(data: _Bytes) -> SliceHeader:
     obstacle = obstacle or _storage(fields)
     runs: Runs | None = None
     if not obstacle:
-        runs, obstacle = _runs(fields, layout, data.size)
-    return SliceHeader(layout, runs, obstacle, tuple(data.read))
+        runs, obstacle = _runs(fields, layout, file.size)
+    return SliceHeader(layout, runs, obstacle, tuple(file.read_ranges), tuple(file.said))
 
 
 def _dtype(bits: int, kind: int) -> str:
@@ -256,7 +256,7 @@ def _dtype(bits: int, kind: int) -> str:
     return f"{name}{max(least, 1 << (bits - 1).bit_length())}"
 
 
-def _storage(fields: _Directory) -> str:
+def _storage(fields: _Fields) -> str:
     """Why the pixels aren't stored as they are, as far as single values tell; empty if they may
     be."""
     compression = fields.value(_COMPRESSION, 1)
@@ -269,15 +269,15 @@ def _storage(fields: _Directory) -> str:
     return ""
 
 
-def _runs(fields: _Directory, layout: SliceLayout, size: int) -> tuple[Runs | None, str]:
+def _runs(fields: _Fields, layout: SliceLayout, size: int) -> tuple[Runs | None, str]:
     """Where the strips have the pixels, or None and why that can't be mapped."""
     rows = min(fields.value(_ROWS, layout.height), layout.height)
     if not rows:
         raise _Senseless("strips without rows")
     strips = -(-layout.height // rows)
     whole = rows * layout.row_bytes
-    offsets = fields.values(_OFFSETS, strips)
-    counts = fields.values(_COUNTS, strips) or (whole,) * len(offsets)
+    offsets = fields.page.dataoffsets[:strips]
+    counts = fields.page.databytecounts[:strips] if _COUNTS in fields else (whole,) * len(offsets)
     if len(offsets) < strips or len(counts) < strips:
         return None, "short of strips"
     starts: list[int] = []

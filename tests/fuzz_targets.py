@@ -59,7 +59,7 @@ def tiff_header(data: bytes) -> None:
     header = tiff.slice_header(BytesContent(data))
     if header is None:
         return
-    layout, runs, obstacle, _ = header
+    layout, runs, obstacle, *_ = header
     assert bool(runs) != bool(obstacle)
     if runs is not None:
         assert runs.starts[0] == 0 and len(runs.starts) == len(runs.offsets)

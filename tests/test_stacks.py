@@ -20,7 +20,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bffs import layout, stacks
+from bffs import layout, pixels, stacks
 from bffs.blocks import BlockReader
 from bffs.cache import DiskCache
 from bffs.catalog import Specimen, list_catalog
@@ -31,7 +31,7 @@ from bffs.settings import Dataset, Settings
 from bffs.shapes import Shapes
 from bffs.stacks import Stack, Tile, Unfit
 from bffs.store import ObjectInfo
-from bffs.tiff import MAX_RUNS, SliceLayout, slice_header
+from bffs.tiff import MAX_RUNS, SliceHeader, SliceLayout, slice_header
 from bffs.tree import Folder, Node, Tree
 from bffs.units import GIB, KIB, MIB
 from bffs.views import Choice
@@ -414,6 +414,27 @@ def test_a_missing_slice(names: list[str], reason: str) -> None:
 
 
 # -- promises ---------------------------------------------------------------------------------------------------
+
+
+def test_headers_that_are_equal_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not of a slice that is too short for what the header says."""
+    looked: list[int] = []
+
+    def looking(content: Content) -> SliceHeader | None:
+        looked.append(content.size)
+        return slice_header(content)
+
+    monkeypatch.setattr(pixels, "slice_header", looking)
+    slices = Geometry(6, 30, 20, "uint8").slices()
+    slices[3] = slices[3][:-1]
+    with mounted(slices) as tree:
+        content = tree.content("/stacks/train/7/7.v3draw")
+        assert content.read_into(0, memoryview(bytearray(43 + 1800))) == 43 + 1800
+        assert len(looked) == 1
+        with pytest.raises(BrokenPromise, match="shorter than its pixels"):
+            content.read_into(43 + 1800, memoryview(bytearray(600)))
+        assert content.read_into(43 + 2400, memoryview(bytearray(1200))) == 1200
+        assert looked == [len(slices[0]), len(slices[3])]
 
 
 @pytest.mark.parametrize(
