@@ -185,8 +185,10 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
                     time.sleep(0.01)
                 readers = Readers([mountpoint], objects, 4)
                 while number % 10 and not any(readers.read):  # at times before anything is read
+                    assert driver.poll() is None and not readers.failed
                     time.sleep(0.01)
                 time.sleep(dice.uniform(0.0, 1.0))
+                assert driver.poll() is None
                 driver.send_signal(signal.SIGKILL)
                 readers.join()
                 driver.communicate()
