@@ -122,7 +122,7 @@ def _run(server: S3Server, folder: Path, keys: list[str], readers: int) -> Run:
     driver = subprocess.Popen(
         [
             *(sys.executable, "-m", "bffs", "mount", "-f", *where),
-            *("--cache-dir", str(folder / "cache"), str(mountpoint)),
+            *("--read-only", "--cache-dir", str(folder / "cache"), str(mountpoint)),
         ],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
