@@ -31,6 +31,7 @@ class Driver:
 
     def __init__(self, mountpoint: Path, *options: str) -> None:
         self.mountpoint = mountpoint
+        mountpoint.mkdir()
         self._options = options
         self.pid = 0
 
@@ -48,7 +49,6 @@ class Driver:
 
     def start(self) -> None:
         """Mount. Raises RuntimeError."""
-        self.mountpoint.mkdir(exist_ok=True)
         done = self.bffs("mount", *self._options, str(self.mountpoint))
         if done.returncode:
             raise RuntimeError(f"it can't be mounted: {done.stderr}")
