@@ -95,7 +95,7 @@ def test_mounts_leave_nothing(server: S3Server, tmp_path: Path) -> None:
     server.reset()
     mounter = Mounter(flags_of(server), tmp_path)
     for cycle in range(max(2, CYCLES // 20)):
-        mountpoint = mounter("--log-file", str(tmp_path / "log"))
+        mountpoint = mounter("--read-only", "--log-file", str(tmp_path / "log"))
         key = KEYS[cycle % len(KEYS)]
         assert (mountpoint / "train" / key).read_bytes() == pattern(key, 0, SIZE)
         assert mounter.run("umount", str(mountpoint)).returncode == 0
