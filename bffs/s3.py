@@ -150,8 +150,10 @@ class S3Store:
         """Fill `buffer` from `start` on; see `ObjectStore.read_into`."""
         filled = 0
         pauses = Pauses(self._settings.deadline)
+        doubted = False
 
         def resume() -> None:
+            nonlocal doubted
             begun = filled
 
             def progress(n: int) -> None:
@@ -161,6 +163,11 @@ class S3Store:
 
             try:
                 self._read_once(obj, start + begun, buffer[begun:], progress, interrupt)
+            except ObjectChanged as error:
+                if doubted:
+                    raise
+                doubted = True  # one answer of another version may be a fault, two are not
+                raise BadAnswer(str(error)) from error
             finally:
                 if filled > begun:
                     pauses.progressed()

@@ -252,6 +252,12 @@ def test_a_passing_fault_is_not_seen(server: S3Server, store: S3Store, fault: st
     assert len(server.log()) == 3
 
 
+def test_one_answer_of_another_version_may_be_a_fault(server: S3Server, store: S3Store) -> None:
+    server.fault("etag", kind="get", times=1)
+    assert Reading(store).error is None
+    assert len(server.log()) == 2
+
+
 @pytest.mark.parametrize("do", ["close", "reset"])
 def test_a_range_is_resumed_at_the_byte_where_it_broke(
     server: S3Server, store: S3Store, do: str
@@ -303,7 +309,7 @@ LASTING: list[tuple[dict[str, Any], type[BffsError], bool]] = [
     ({"do": "status", "value": 412}, ObjectChanged, False),
     ({"do": "status", "value": 416}, ObjectChanged, False),
     ({"do": "status", "value": 400}, StoreError, False),
-    ({"do": "etag"}, ObjectChanged, False),
+    ({"do": "etag"}, ObjectChanged, True),
     ({"do": "status", "value": 500}, StoreError, True),
     ({"do": "status", "value": 503}, StoreBusy, True),
     ({"do": "status", "value": 429}, StoreBusy, True),
