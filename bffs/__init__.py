@@ -18,6 +18,7 @@ The map: a module imports only from lines below its own, and modules that share 
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     pixels | readahead            where the pixels of slices lie, and the proof | what the Predictor wishes for, fetched
     shapes | stacks               what first slices look like, kept | pure: byte layouts of whole-stack files
+    tiffhead                      what stands before the pixels of a TIFF that bffs makes
     tiff                          the only import of tifffile: what a slice's header says
     content | predictor           immutable bytes, whatever their make | pure: what will be read next
     tracks                        what was read of a specimen: streams, visits, tracks

@@ -26,6 +26,7 @@ from xml.sax.saxutils import quoteattr
 from bffs.catalog import Specimen, base_name
 from bffs.store import ByteRange
 from bffs.tiff import SliceLayout, item_size
+from bffs.tiffhead import CLASSIC, tiff_head
 from bffs.units import MIB
 
 SHUTU_VOXELS = 350_000_000
@@ -42,13 +43,9 @@ ROOM = 2 * MIB
 where that is the block size, makes the kernel read another one ahead, and none should be pixels."""
 
 _ALIGNED = 4096
-_CLASSIC = 1 << 32
 _OME_TYPES = {"float32": "float", "float64": "double"} | {
     name: name for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 }
-_SIZES = {"B": 1, "H": 2, "I": 4, "Q": 8}
-_BYTE, _ASCII, _SHORT, _LONG, _RATIONAL, _LONG8 = 1, 2, 3, 4, 5, 16
-_KINDS = {_ASCII: (1, ""), _SHORT: (2, "H"), _LONG: (4, "I"), _RATIONAL: (8, ""), _LONG8: (8, "Q")}
 
 
 class Unfit(ValueError):
@@ -192,17 +189,15 @@ def imagej(stack: Stack) -> StackFile:
     """
     _needs(stack, "uint8", "uint16", "int16", "float32")
     lines = ["ImageJ=1.53t", f"images={stack.depth}", f"slices={stack.depth}"]
-    scale: list[tuple[int, int, int, Any]] = []
+    pixel_size = None
     if stack.voxel:
-        z, y, x = stack.voxel
-        lines += ["unit=micron", f"spacing={z}"]
-        scale = [
-            (282, _RATIONAL, 1, _per_unit(x)),
-            (283, _RATIONAL, 1, _per_unit(y)),
-            (296, _SHORT, 1, 1),
-        ]
+        spacing, pixel_size = stack.voxel[0], stack.voxel[1:]
+        lines += ["unit=micron", f"spacing={spacing}"]
     text = "".join(f"{line}\n" for line in [*lines, "loop=false"]).encode() + b"\0"
-    head = _tiff_head(stack.layout, text, scale, [ROOM], stack.layout.height)
+    layout = stack.layout
+    if layout.bytes >= CLASSIC:
+        raise Unfit("a slice has 4 GiB or more")
+    head = tiff_head(layout, [ROOM], layout.height, text=text, pixel_size=pixel_size)
     return _stack_file(stack, head, ROOM)
 
 
@@ -215,9 +210,8 @@ def ome_tiff(stack: Stack) -> StackFile:
     data_at = 16 + stack.depth * (8 + 11 * 20 + 8) + 20 + len(text)
     data_at = max(ROOM, data_at + -data_at % _ALIGNED)
     offsets = [data_at + z * layout.bytes for z in range(stack.depth)]
-    return _stack_file(
-        stack, _tiff_head(layout, text, [], offsets, layout.height, big=True), data_at
-    )
+    head = tiff_head(layout, offsets, layout.height, text=text, big=True)
+    return _stack_file(stack, head, data_at)
 
 
 class Tile(NamedTuple):
@@ -262,12 +256,12 @@ def shutu_tile(stack: Stack, tile: Tile) -> StackFile:
     page = tile.height * layout.row_bytes
     data_at = 8 + tile.depth * (2 + 10 * 12 + 4)
     data_at += -data_at % _ALIGNED
-    if data_at + tile.depth * page >= _CLASSIC:
+    if data_at + tile.depth * page >= CLASSIC:
         raise Unfit("a tile would have more than 4 GiB")
     offsets = [data_at + z * page for z in range(tile.depth)]
     start = tile.row * layout.row_bytes
     return StackFile(
-        _tiff_head(layout, b"", [], offsets, tile.height),
+        tiff_head(layout, offsets, tile.height),
         range(tile.slice, tile.slice + tile.depth),
         ByteRange(start, start + page),
         data_at,
@@ -279,86 +273,6 @@ def stitch_coordinates(stack: Stack, tiles: Sequence[Tile]) -> bytes:
     lines = [f"{len(tiles)} {tiles[0].height} {stack.layout.width} {tiles[0].depth}"]
     lines += [f"{number} {tile.row} 0 {tile.slice}" for number, tile in enumerate(tiles, 1)]
     return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _tiff_head(
-    layout: SliceLayout,
-    text: bytes,
-    scale: Sequence[tuple[int, int, int, Any]],
-    offsets: Sequence[int],
-    rows: int,
-    *,
-    big: bool = False,
-) -> bytes:
-    """Header and directories, one for each of `offsets`; the first has the description `text`.
-
-    Every page is one strip of `rows` rows.
-    """
-    order = layout.byte_order
-    kind = {"u": 1, "i": 2, "f": 3}[layout.dtype[0]]
-    long = _LONG8 if big else _LONG
-    page = rows * layout.row_bytes
-    if not big and page >= _CLASSIC:
-        raise Unfit("a slice has 4 GiB or more")
-    mark = b"II" if order == "<" else b"MM"
-    head = (
-        mark + struct.pack(order + "HHHQ", 43, 8, 0, 16)
-        if big
-        else mark + struct.pack(order + "HI", 42, 8)
-    )
-    tails: list[bytes] = []
-    directories: list[list[tuple[int, int, int, Any]]] = []
-    for place, offset in enumerate(offsets):
-        first = place == 0
-        directories.append(
-            sorted(
-                [
-                    (256, _LONG, 1, layout.width),
-                    (257, _LONG, 1, rows),
-                    (258, _SHORT, 1, 8 * item_size(layout.dtype)),
-                    (259, _SHORT, 1, 1),
-                    (262, _SHORT, 1, 0 if layout.white_is_zero else 1),
-                    *([(270, _ASCII, len(text), text)] if first and text else []),
-                    (273, long, 1, offset),
-                    (277, _SHORT, 1, 1),
-                    (278, _LONG, 1, rows),
-                    (279, long, 1, page),
-                    *(scale if first else []),
-                    *([(339, _SHORT, 1, kind)] if kind != 1 else []),
-                ]
-            )
-        )
-    count, entry, link = ("Q", 20, "Q") if big else ("H", 12, "I")
-    around = _SIZES[count] + _SIZES[link]
-    tail_at = len(head) + sum(around + entry * len(fields) for fields in directories)
-    parts = [head]
-    at = len(head)
-    for place, fields in enumerate(directories):
-        at += around + entry * len(fields)
-        packed = [struct.pack(order + count, len(fields))]
-        for tag, field_kind, items, value in fields:
-            size, form = _KINDS[field_kind]
-            if form:
-                inline = struct.pack(order + form, value)
-            else:
-                data = value if field_kind == _ASCII else struct.pack(order + "II", *value)
-                inline = data
-                if size * items > _SIZES[link]:
-                    tails.append(data + bytes(len(data) % 2))
-                    inline = struct.pack(order + link, tail_at)
-                    tail_at += len(tails[-1])
-            packed.append(
-                struct.pack(f"{order}HH{link}", tag, field_kind, items)
-                + inline.ljust(_SIZES[link], b"\0")
-            )
-        packed.append(struct.pack(order + link, at if place + 1 < len(directories) else 0))
-        parts += packed
-    return b"".join(parts + tails)
-
-
-def _per_unit(micrometres: float) -> tuple[int, int]:
-    """Pixels per micrometre as a TIFF RATIONAL."""
-    return 1_000_000, max(1, round(micrometres * 1_000_000))
 
 
 # -- other formats --------------------------------------------------------------------------------
