@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bffs.blocks import AGAIN
 from bffs.cache import BLOCK, DiskCache, block_count
 from bffs.settings import Dataset
 from bffs.snapshot import load
@@ -149,6 +150,7 @@ def test_a_mount_made_while_the_store_was_away_reads_on_when_it_comes_back(tmp_p
             (mountpoint / "train" / KEYS[1]).read_bytes()
         assert time.monotonic() - begun < 40
         with S3Server(root=root, port=port):
+            time.sleep(2 * AGAIN)  # for which a read that has failed fails again at once
             for key in KEYS:
                 assert (mountpoint / "train" / key).read_bytes() == CONTENT[key]
     finally:
