@@ -258,10 +258,12 @@ class DiskCache:
             self._known.clear()  # what was opened nowhere, or is gone
 
     def _pause(self, error: Exception) -> None:
-        if time.monotonic() < self._paused_until:
-            return  # another thread has said so
+        with self._lock:
+            now = time.monotonic()
+            if now < self._paused_until:
+                return  # another thread has said so
+            self._paused_until = now + _RETRY_DISK
         log.warning("nothing is cached on disk for %.0f s: %s", _RETRY_DISK, error)
-        self._paused_until = time.monotonic() + _RETRY_DISK
 
     def _keep_house(self) -> None:
         noted = time.monotonic()

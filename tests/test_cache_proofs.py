@@ -443,10 +443,10 @@ def test_the_limit_while_much_more_is_read(tmp_path: Path) -> None:
 
 def test_two_mounts_and_a_warming_on_one_cache(tmp_path: Path) -> None:
     """Random reads through two mounts while everything is warmed: each block is fetched about once."""
-    seconds, slices, size = (60, 120, 22_300_000) if LONG else (3, 30, 5_000_000)
+    seconds, slices, size = (60, 120, 22_300_000) if LONG else (3, 80, 5_000_000)
     objects = stack(slices, size)
     with S3Server(objects) as server:
-        server.shape(latency=0.03, per_connection=50e6, total=(45e6 if LONG else 30e6))
+        server.shape(latency=0.03, per_connection=50e6, total=45e6)
         mounter = Mounter(flags_of(server), tmp_path)
         try:
             mounts = [mounter(), mounter()]

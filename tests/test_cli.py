@@ -370,6 +370,7 @@ def test_info_describes_what_the_listing_tells(catalog: Catalog) -> None:
         "stack_files": {},
         "stack_files_absent": {},
         "cached_bytes": 103,
+        "saved_files": {},
         "files": 4,
         "file_bytes": 309,
         "oldest": "2019-08-14T21:05:33Z",

@@ -85,7 +85,7 @@ def test_what_somebody_else_planted_is_not_believed(catalog: Catalog, tmp_path: 
 def test_a_disk_that_takes_nothing_is_no_error(
     catalog: Catalog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="bffs")
     (tmp_path / "file").write_text("")
     snapshot.save(catalog, tmp_path / "file", DATASET)
     assert "can't be kept" in caplog.text
