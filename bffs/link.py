@@ -125,8 +125,8 @@ class Link:
         self._starting = False
 
     def overfilled(self) -> None:
-        """What was in flight has stood in a reader's way."""
-        self.window = min(self.window, max(self._held, MIN_WINDOW))
+        """What was in flight has stood in a reader's way, who will want more: begin anew."""
+        self.window = min(self.window, MIN_PIECE)
         self._starting = False
 
     def arrived(self, size: int, now: float) -> None:

@@ -74,6 +74,10 @@ class Stream:
     ahead: int = 0
     """Blocks between the reader and what is wanted next: here already, or on their way."""
 
+    def follows(self, obj: ObjectInfo) -> bool:
+        """Whether it wants what comes next in that object."""
+        return self.priority == Priority.FILE and bool(self.wants) and self.wants[0].obj == obj
+
 
 @dataclass(slots=True, eq=False)
 class Piece:
@@ -118,7 +122,7 @@ class Schedule:
         self._prefetching: set[Piece] = set()
         self._prefetching_bytes = 0
         self._demanded = 0
-        self._yielding = False
+        self._yielding_to: ObjectInfo | None = None
         self._next_yield = 0.0
         self.saturated = False
 
@@ -177,8 +181,9 @@ class Schedule:
                 return piece
         if self._demands:
             return None
-        self._yielding = self._yielding and self._demanded > 0
-        return None if self._yielding else self._next_prefetch(idle)
+        if not self._demanded:
+            self._yielding_to = None
+        return self._next_prefetch(idle)
 
     def ended(self, piece: Piece) -> None:
         """A piece is not on its way any more. What has given way is wanted again."""
@@ -199,8 +204,8 @@ class Schedule:
         its connections are to be interrupted.
 
         None if the demand was foreseen, for then what is on its way is its own readahead; none
-        either where the link is through with it soon. No prefetch starts until what is demanded is
-        here.
+        either where the link is through with it soon. Until what is demanded is here, none starts but
+        of what follows in the same object.
         """
         link = self._link
         seconds = max(IN_THE_WAY, 2 * link.latency)
@@ -211,7 +216,7 @@ class Schedule:
         pieces = [p for p in self._prefetching if not p.part.waiting(p.mask)]
         for piece in pieces:
             piece.abandoned = True
-        self._yielding = True
+        self._yielding_to = obj
         self._next_yield = now + PAUSE
         link.overfilled()
         return pieces
@@ -243,6 +248,8 @@ class Schedule:
         split = max(MIN_PIECE, backlog // max(1, min(free, idle)))
         for name in sorted(self._streams, key=lambda name: self._streams[name].priority):
             stream = self._streams[name]
+            if self._yielding_to is not None and not stream.follows(self._yielding_to):
+                continue
             while stream.wants:
                 want = stream.wants[0]
                 before = want.first

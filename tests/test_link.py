@@ -97,12 +97,15 @@ def test_new_connections_do_not_shrink_the_window() -> None:
     assert link.window == FIRST_WINDOW
 
 
-def test_a_window_that_stood_in_the_way_keeps_what_the_link_holds() -> None:
+def test_a_window_that_stood_in_the_way_begins_anew() -> None:
     link = link_at(0.1, 1e6)
     carry(link, 12e6, 2.0)
     assert link.window == FIRST_WINDOW
     link.overfilled()
-    assert MIN_WINDOW <= link.window <= 4 * 12e6 * 0.1
+    assert link.window == MIN_PIECE
+    for n in range(10):
+        link.answered(0.1, 4.0 + n / 10, saturated=True)
+    assert link.window == 11 * MIN_PIECE
 
 
 def test_slow_first_blocks_shrink_the_window_step_by_step() -> None:

@@ -129,6 +129,11 @@ def test_prefetch_gives_way_to_what_nobody_has_foreseen() -> None:
     for piece in pieces:
         world.end(piece, 1)
     assert not world.pieces(), "prefetch that begins at once would be in the way again"
+    follows = deque([Want(info("near"), 8, 16)])
+    world.schedule.prefetch("b", Priority.FILE, follows, 0)
+    (following,) = world.pieces()
+    assert blocks_of(following) == ("near", 8, 16)
+    world.end(following)
     world.end(demanded)
     again = world.pieces()
     assert again and all(piece.stream == "a" for piece in again)
