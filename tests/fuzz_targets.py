@@ -8,10 +8,12 @@ finding. `scripts/fuzz` lets atheris look for inputs; `test_fuzz.py` runs the co
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import io
 import json
+import shutil
 import sqlite3
 import struct
 import tempfile
@@ -46,8 +48,10 @@ Target = Callable[[bytes], None]
 
 @functools.cache
 def _folder() -> Path:
-    """A folder for this process."""
-    return Path(tempfile.mkdtemp(prefix="bffs-fuzz-"))
+    """A folder for this process, gone with it."""
+    folder = Path(tempfile.mkdtemp(prefix="bffs-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 # -- the header of a slice --------------------------------------------------------------------------------------
