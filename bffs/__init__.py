@@ -39,7 +39,10 @@ The map: a module imports only from lines below its own, and modules that share 
     receiver                      bodies of many answers, received by one thread
     private                       folders of this user alone
     store                         ObjectInfo, ByteRange, ObjectStore: the value types everyone speaks
-    settings                      options and dataset profiles
+    precedence                    who wins: flags, environment, file, profile, defaults
+    profiles                      the files that options stand in
+    options                       the table of options
+    settings                      what was chosen, as values
     errors | units                the exception tree and the one errno table | sizes, names, times
 """
 

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bffs.errors import BffsError
-from bffs.settings import OPTIONS, Option, Settings, absolute_path, config_file, resolve
+from bffs.options import OPTIONS, Option, absolute_path
+from bffs.precedence import resolve
+from bffs.profiles import config_file
+from bffs.settings import Settings
 
 if TYPE_CHECKING:
     from bffs.cache import DiskCache

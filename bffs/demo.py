@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from bffs import mountpoint as mountpoints
 from bffs.errors import BffsError, MountError
-from bffs.settings import DEFAULT_DATASET
+from bffs.options import DEFAULT_DATASET
 from bffs.units import format_size
 
 BUCKET = "bffs-demo"

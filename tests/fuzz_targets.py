@@ -34,8 +34,10 @@ from bffs.catalog import build_specimen, list_catalog
 from bffs.content import BytesContent
 from bffs.errors import BffsError, UsageError
 from bffs.index import Index
+from bffs.precedence import resolve
+from bffs.profiles import load_dataset
 from bffs.s3 import S3Store
-from bffs.settings import Dataset, Settings, load_dataset, resolve
+from bffs.settings import Dataset, Settings
 from bffs.store import Listing, ObjectInfo
 
 DATASET = Dataset(

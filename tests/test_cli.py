@@ -22,7 +22,10 @@ from bffs import tables
 from bffs.catalog import Catalog, list_catalog
 from bffs.cli import Given, main
 from bffs.errors import NoSuchSpecimen, StoreUnreachable
-from bffs.settings import OPTIONS, Dataset, MountOptions, Option, Settings, config_file, resolve
+from bffs.options import OPTIONS, Option
+from bffs.precedence import resolve
+from bffs.profiles import config_file
+from bffs.settings import Dataset, MountOptions, Settings
 from bffs.tiff import SliceLayout
 from tests.fakes import FakeStore
 from tests.s3server import LAYOUT, S3Server

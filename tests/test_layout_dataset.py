@@ -14,9 +14,10 @@ from bffs import layout, manifest
 from bffs.blocks import BlockReader
 from bffs.cache import DiskCache
 from bffs.catalog import Catalog, list_catalog
+from bffs.profiles import load_dataset
 from bffs.readahead import Readahead
 from bffs.s3 import S3Store
-from bffs.settings import Dataset, Settings, load_dataset
+from bffs.settings import Dataset, Settings
 from bffs.shapes import Shapes
 from bffs.tree import Folder, Tree
 from bffs.units import GIB, MIB

@@ -115,7 +115,7 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
 def test_the_wheel_works_on_its_own(wheel: Path, tmp_path: Path) -> None:
     code = (
         "from importlib.metadata import entry_points\n"
-        "from bffs.settings import load_dataset\n"
+        "from bffs.profiles import load_dataset\n"
         "print(load_dataset('brightfield').bucket)\n"
         "(script,) = entry_points(group='console_scripts', name='bffs')\n"
         "script.load()(['--version'])\n"

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bffs.errors import UsageError
-from bffs.settings import OPTIONS, Dataset, Settings, config_file, load_dataset, resolve
+from bffs.options import OPTIONS
+from bffs.precedence import resolve
+from bffs.profiles import config_file, load_dataset
+from bffs.settings import Dataset, Settings
 from bffs.units import GIB, MIB
 
 PROFILE = """
