@@ -1,13 +1,17 @@
 """The ledger of the disk cache: how many bytes each cached file holds, when it was last used, what
 must go.
 
-A SQLite database (WAL) shared by all processes that use the cache folder. Room is reserved *before*
-bytes are written, in one transaction that also evicts, so the limits hold across processes; a
-process that dies in between leaves a reservation that is too large, never one that is too small,
-and no lock.
+A SQLite database shared by all processes that use the cache folder. Room is reserved *before* bytes
+are written, in one transaction that also evicts, so the limits hold across processes; a process that
+dies in between leaves a reservation that is too large, never one that is too small, and no lock.
 
 The ledger is only an account: presence and integrity of blocks are with the files themselves
-(`cache`). A database that is lost or damaged is made anew from the files.
+(`cache`). A database that is lost or damaged is made anew from the files; after a crash of the
+machine, for which nothing here waits for the disk, it is checked and completed from them.
+
+It has a rollback journal, not a WAL: a process maps the index of a WAL into its memory, and dies
+when somebody cuts that file. Measured: 6,300 transactions a second, 5,400 with a WAL (two processes
+7,700 and 5,900).
 
 What is pinned (`pins`) is never evicted; the ledger's own mark of it only spares the search.
 
@@ -17,6 +21,7 @@ threads that write the cache, and `touch` only notes the time.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sqlite3
@@ -42,10 +47,14 @@ FLOOR_BYTES = 10 * GIB
 _PATIENCE = 10.0
 """Seconds to wait for other processes."""
 
-_VERSION = 2
+_VERSION = 3
 """Of the ledger; another one's is made anew from the files."""
 
 _PAGE = 4096
+
+_SETTINGS = ("mmap_size = 0", "journal_mode = persist", "synchronous = off")
+"""Of each connection: what others cut is never mapped, and no transaction waits for the disk (with
+fsyncs there are a quarter as many a second)."""
 
 _FAULTS = {
     sqlite3.SQLITE_BUSY,
@@ -70,8 +79,12 @@ _SCHEMA = (
         pinned INTEGER NOT NULL
     ) WITHOUT ROWID""",
     "CREATE INDEX by_use ON files (pinned, used)",
-    "CREATE TABLE total (bytes INTEGER NOT NULL, pinned INTEGER NOT NULL)",
-    "INSERT INTO total VALUES (0, 0)",
+    """CREATE TABLE total (
+        bytes INTEGER NOT NULL,
+        pinned INTEGER NOT NULL,
+        boot TEXT NOT NULL          -- of the machine, since when every change has been seen
+    )""",
+    "INSERT INTO total VALUES (0, 0, '')",
     """CREATE TRIGGER added AFTER INSERT ON files BEGIN
         UPDATE total SET bytes = bytes + new.bytes, pinned = pinned + new.bytes * new.pinned;
     END""",
@@ -309,9 +322,9 @@ class Index:
                 file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
             try:
-                _use_wal(connection)
-                connection.execute("PRAGMA synchronous = normal")
-                if _version(connection) != _VERSION:
+                for setting in _SETTINGS:
+                    connection.execute(f"PRAGMA {setting}")
+                if _version(connection) != _VERSION or _counted_in(connection) != _boot():
                     self._make(connection)
             except BaseException:
                 connection.close()
@@ -321,15 +334,24 @@ class Index:
         return self._connection
 
     def _make(self, connection: sqlite3.Connection) -> None:
-        """Make the tables and enter the files that are there, unless another process has just done
-        so."""
+        """Make the tables if need be and enter the files that are there, unless another process has
+        just done so."""
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             if _version(connection) != _VERSION:
                 for statement in _SCHEMA:
                     connection.execute(statement)
-                self._count_files(connection)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
+            if _counted_in(connection) != _boot():
+                (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if found != "ok":
+                    raise sqlite3.DatabaseError(found)
+                self._count_files(connection)
+                connection.execute(
+                    "UPDATE total SET boot = ?, (bytes, pinned) = "
+                    "(SELECT ifnull(sum(bytes), 0), ifnull(sum(bytes * pinned), 0) FROM files)",
+                    (_boot(),),
+                )
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -337,12 +359,12 @@ class Index:
             self._connection = None
 
     def _delete(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-journal", "-wal", "-shm"):  # the last two are those of older versions
             with suppress(FileNotFoundError):
                 (self._folder / f"index.sqlite3{suffix}").unlink()
 
     def _count_files(self, connection: sqlite3.Connection) -> None:
-        """Enter files that are there without a ledger, by the space they take on the disk."""
+        """Enter what the ledger does not know of the files, by the space they take on the disk."""
         pinned = set(pins.pinned_files(self._folder))
         for file in self._folder.glob("*/??/*"):
             if file.suffix == ".sums":
@@ -351,7 +373,8 @@ class Index:
                 found = file.stat()
                 name = self._name(file)
                 connection.execute(
-                    "INSERT OR IGNORE INTO files VALUES (?, '', ?, ?, ?)",
+                    "INSERT INTO files VALUES (?, '', ?, ?, ?) "
+                    "ON CONFLICT (path) DO UPDATE SET bytes = max(bytes, excluded.bytes)",
                     (name, found.st_blocks * 512, found.st_mtime, name in pinned),
                 )
 
@@ -379,14 +402,13 @@ def _inode(file: Path) -> int:
         return 0
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Wait for other processes that do the same; SQLite's own time-out doesn't cover this."""
-    end = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = wal")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise
-        time.sleep(0.01)
+def _counted_in(connection: sqlite3.Connection) -> str:
+    """The boot of the machine in which the files were last compared with the ledger."""
+    (boot,) = connection.execute("SELECT boot FROM total").fetchone()
+    return str(boot)
+
+
+@functools.cache
+def _boot() -> str:
+    """Which boot of the machine this is."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -221,7 +221,7 @@ def ledger(data: bytes) -> None:
     """Whatever the ledger is, there is room or an error that the cache expects."""
     folder = _folder() / "ledger"
     folder.mkdir(exist_ok=True)
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-journal"):
         (folder / f"index.sqlite3{suffix}").unlink(missing_ok=True)
     (folder / "index.sqlite3").write_bytes(data)
     index = Index(folder, 1 << 40)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -262,6 +266,80 @@ def test_an_unusable_folder_is_an_error_not_a_new_ledger(tmp_path: Path) -> None
     index = Index(tmp_path / "file", LIMIT)
     with pytest.raises((OSError, sqlite3.Error)):
         index.reserve(tmp_path / "file" / "a", of_any_size("k"), 1)
+
+
+def _write_on(folder: Path, done: Any) -> None:
+    index = Index(folder, LIMIT)
+    for n in itertools.count():
+        if done.is_set():
+            break
+        with suppress(sqlite3.Error):
+            write(index, folder, f"{n % 26:02}", KIB)
+    index.close()
+
+
+def test_cutting_its_files_kills_nobody(folder: Path) -> None:
+    """What a process maps and somebody cuts, it can't read any more: SIGBUS."""
+    context = multiprocessing.get_context("fork")
+    done = context.Event()
+    workers = [context.Process(target=_write_on, args=(folder, done)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    chance = random.Random(1)
+    cuts = 0
+    end = time.monotonic() + 60
+    while cuts < 300 and time.monotonic() < end and all(each.is_alive() for each in workers):
+        for file in folder.glob("index.*"):
+            with suppress(FileNotFoundError):
+                size = file.stat().st_size
+                os.truncate(file, chance.choice((0, size // 2, max(0, size - 1))))
+                cuts += size > 0
+    done.set()
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    assert cuts >= 300
+    index = Index(folder, LIMIT)
+    assert write(index, folder, "zz", KIB)
+    index.close()
+    assert 0 < sum(rows(folder).values()) <= LIMIT
+
+
+def test_after_a_crash_of_the_machine_it_is_completed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written last may be lost then: a file would stay for ever, or count for too little."""
+    index = Index(folder, LIMIT)
+    for name in ("aa", "bb", "cc"):
+        write(index, folder, name, 8 * KIB)
+    index.close()
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
+        connection.execute("DELETE FROM files WHERE path LIKE '%aa'")
+        connection.execute("UPDATE files SET bytes = 1 WHERE path LIKE '%bb'")
+        connection.execute("UPDATE total SET bytes = 5")
+        connection.commit()
+    monkeypatch.setattr(index_module, "_boot", lambda: "another")
+    index = Index(folder, LIMIT)
+    assert index.account().stored == 24 * KIB
+    assert rows(folder) == there(folder)
+    index.close()
+
+
+def test_a_ledger_of_an_older_version_is_made_anew(folder: Path) -> None:
+    """Though it has a WAL."""
+    path = file_of(folder, "aa")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(8 * KIB))
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as older:
+        older.execute("PRAGMA journal_mode = wal")
+        older.execute("CREATE TABLE files (path TEXT)")
+        older.execute("PRAGMA user_version = 2")
+        older.commit()
+    index = Index(folder, LIMIT)
+    assert write(index, folder, "bb", 8 * KIB)
+    assert rows(folder) == there(folder)
+    assert not [*folder.glob("*-wal"), *folder.glob("*-shm")]
+    index.close()
 
 
 # -- neighbours -------------------------------------------------------------------------------------------------

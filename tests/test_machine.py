@@ -177,7 +177,7 @@ FAULTS: dict[str, dict[str, float]] = {
     "resize": {"value": 5}, "resize less": {"value": -5}, "xml": {}, "drip": {"value": 2_000_000},
 }  # fmt: skip
 DAMAGES = ("lose all", "lose data", "lose sums", "cut data", "garbage in sums", "lose ledger",
-           "garbage in ledger")  # fmt: skip
+           "garbage in ledger", "cut ledger")  # fmt: skip
 DAMAGES_AT_REST = (*DAMAGES, "flip data", "lose listing", "garbage in listing", "cut listing")
 
 
@@ -520,8 +520,7 @@ class Machine(RuleBasedStateMachine):
         cache, chance = self.folder / "cache", random.Random(seed)
         sums = sorted(cache.glob("v1/*/??/*.sums"))
         data = [path.with_suffix("") for path in sums if path.with_suffix("").exists()]
-        # Not its -shm: SQLite maps that, and who cuts a mapped file kills the process.
-        ledger = [path for path in sorted(cache.glob("v1/index.*")) if path.name[-4:] != "-shm"]
+        ledger = sorted(cache.glob("v1/index.*"))
         listings = sorted(cache.glob("v1/*/catalog"))
         match how:
             case "lose all":
@@ -547,6 +546,9 @@ class Machine(RuleBasedStateMachine):
                     path.unlink()
             case "garbage in ledger" if ledger:
                 chance.choice(ledger).write_bytes(b"garbage" * 1000)
+            case "cut ledger" if ledger:
+                path = chance.choice(ledger)
+                os.truncate(path, chance.randrange(path.stat().st_size + 1))
             case "lose listing":
                 for path in listings:
                     path.unlink()
