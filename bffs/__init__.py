@@ -15,6 +15,7 @@ The map: a module imports only from lines below its own, and modules that share 
     plots                         pictures of the dataset and of the cache
     adapter | inventory | linking    requests that read | what is cached of each specimen | a folder of links
     progress | saved              how far a long command is | what was saved
+    unlisted                      `stacks` as a link, which programs that look at everything do not follow
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     pixels | readahead            where the pixels of slices lie, and the proof | what the Predictor wishes for, fetched
     shapes | stacks               what first slices look like, kept | pure: byte layouts of whole-stack files

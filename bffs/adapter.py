@@ -28,6 +28,7 @@ from bffs.binding import binding, view_of
 from bffs.content import Content
 from bffs.errors import to_errno
 from bffs.tree import LIVE, Attributes, File, FileSystem, Folder, LocalAttributes, LocalFile, Node
+from bffs.unlisted import LINK, TARGET, inside, link_attributes
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ _PARALLEL_DIROPS = 1 << 18
 _READDIR_PLUS = 1
 _FILL_DIR_PLUS = 2
 _XATTR_NAMESPACE = "user."
+_LINK = LINK.encode()
 _NS = 10**9
 
 
@@ -73,7 +75,7 @@ class Reading:
     flag_nopath = True
 
     getattr = opendir = readdir = releasedir = init = True
-    open = read = release = statfs = getxattr = listxattr = True
+    open = read = release = readlink = statfs = getxattr = listxattr = True
 
 
 class Open:
@@ -141,14 +143,15 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
         """The node of a request: libfuse leaves the path out where there is a handle."""
         if path is None:
             return self._handles[fip.contents.fh].node
-        return self._files.find(os.fsdecode(path))
+        return self._files.find(inside(os.fsdecode(path)))
 
     def _answer_getattr(self, path: bytes | None, buf: Any, fip: Any = None) -> None:
         ctypes.memset(buf, 0, ctypes.sizeof(binding.c_stat))
         self._fill(buf.contents, self._attributes(path, fip))
 
     def _attributes(self, path: bytes | None, fip: Any) -> Attributes:
-        return self._find(path, fip).attributes
+        attributes = self._find(path, fip).attributes
+        return link_attributes(attributes.mtime) if path == _LINK else attributes
 
     def _fill(self, st: Any, attributes: Attributes) -> None:
         st.st_ino, st.st_mode, st.st_size, seconds, st.st_nlink, blocks = attributes
@@ -207,7 +210,10 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
         first = max(0, offset - 2)
         children = itertools.islice(node.entries.items(), first, None)
         for place, (entry, child) in enumerate(children, first + 3):
-            self._fill(st, child.attributes)
+            attributes = child.attributes
+            if node.path + entry == LINK:
+                attributes = link_attributes(attributes.mtime)
+            self._fill(st, attributes)
             if filler(buf, os.fsencode(entry), st, place, *plus):
                 return
 
@@ -257,6 +263,16 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
     def release(self, path: bytes | None, fip: Any) -> None:
         """Forget a handle."""
         del self._handles[fip.contents.fh]
+
+    def readlink(self, path: bytes, buf: Any, size: int) -> None:
+        """Where a symbolic link points, with a NUL behind it."""
+        target = os.fsencode(self._target(path))[: size - 1] + b"\0"
+        ctypes.memmove(buf, target, len(target))
+
+    def _target(self, path: bytes) -> str:
+        if path != _LINK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return TARGET
 
     def statfs(self, path: bytes, buf: Any) -> None:
         """What df shows: the size of the dataset, all of it used."""

@@ -20,6 +20,7 @@ from bffs.adapter import MAX_BACKGROUND, Adapter
 from bffs.binding import LIBFUSE, binding, keep_freed_memory
 from bffs.errors import MountError
 from bffs.tree import FileSystem
+from bffs.unlisted import outside
 from bffs.writing import WritableAdapter
 
 TIMEOUT = 24 * 3600.0
@@ -107,7 +108,7 @@ class Session:
         if self._fuse is None or forget is None:
             return
         for path in paths:
-            forget(ctypes.c_void_p(self._fuse), os.fsencode(path))
+            forget(ctypes.c_void_p(self._fuse), os.fsencode(outside(path)))
         _increment_epoch()
 
     def trust(self, trusted: bool) -> None:

@@ -5,7 +5,7 @@
     .bffs/status.json
     specimens_manifest.json
     <split>/<id>/<slice>.tif ... <id>.swc manifest.json
-    stacks/<split>/<id>/                                    see `views`
+    stacks/<split>/<id>/                                    see `views` and `unlisted`
 
 A folder's size counts the manifests below it, so the first stat of one makes them (1 ms a
 specimen).
@@ -26,6 +26,7 @@ from bffs.settings import Dataset
 from bffs.store import ObjectInfo
 from bffs.tiff import SliceLayout
 from bffs.tree import Attributes, Folder, Node, Weight, file_attributes
+from bffs.unlisted import LINK
 from bffs.views import Choice, StackFolder
 
 WHOLE_MANIFEST = "specimens_manifest.json"
@@ -67,7 +68,7 @@ def _folder(path: str, entries: Mapping[str, Node], otherwise: int) -> Folder:
         return Weight(
             sum(each.size for each in attributes),
             max((each.mtime for each in attributes), default=otherwise),
-            sum(isinstance(node, Folder) for node in entries.values()),
+            sum(isinstance(node, Folder) for name, node in entries.items() if path + name != LINK),
         )
 
     return Folder(path, weigh, lambda: entries)

@@ -80,7 +80,8 @@ class File(Protocol):
 
 
 class Folder:
-    """A read-only folder, made of its entries when they are first asked for."""
+    """A read-only folder, made of its entries when they are first asked for: a dict, or another mapping
+    in the order of the names."""
 
     def __init__(
         self, path: str, weigh: Callable[[], Weight], entries: Callable[[], Mapping[str, Node]]
@@ -99,12 +100,7 @@ class Folder:
     def entries(self) -> Mapping[str, Node]:
         """Nodes by name, in the order of their names."""
         made = self._entries()
-        return made if isinstance(made, Numbered) else {name: made[name] for name in sorted(made)}
-
-    @property
-    def is_known(self) -> bool:
-        """Whether its entries have been asked for already."""
-        return "entries" in self.__dict__
+        return {name: made[name] for name in sorted(made)} if isinstance(made, dict) else made
 
     def again(self) -> Folder:
         """The folder as it is now."""

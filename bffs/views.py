@@ -16,7 +16,8 @@ Threads: any; what is made lazily may be made twice, with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -27,13 +28,20 @@ from bffs import stacks
 from bffs.blocks import BlockReader
 from bffs.catalog import Specimen, unusable
 from bffs.content import Content, MappedContent
+from bffs.errors import ObjectChanged
 from bffs.pixels import Pixels
 from bffs.readahead import SpecimenReadahead
 from bffs.shapes import Shapes
 from bffs.stacks import Stack, StackFile, Unfit, ZarrArray
 from bffs.tree import Attributes, Folder, Node, Numbered, Weight, file_attributes
+from bffs.unlisted import LINK
 
-ROOT = "stacks"
+log = logging.getLogger(__name__)
+
+ROOT = LINK[1:]
+
+_COMPANION = "ome"
+_SHUTU = "shutu"
 
 _NOT_KNOWN = -1
 """Folders in a folder whose entries aren't known yet."""
@@ -60,7 +68,7 @@ def around(paths: Iterable[str], root: Folder) -> list[str]:
             place += f"/{step}"
             changed[place] = None
             folder = folder.entries.get(step) if isinstance(folder, Folder) else None
-        if isinstance(folder, Folder) and folder.is_known:
+        if isinstance(folder, Folder) and _is_known(folder.entries):
             changed.update(dict.fromkeys(_paths(folder, place)))
     return list(changed)
 
@@ -70,6 +78,49 @@ def _paths(folder: Folder, path: str) -> Iterator[str]:
         yield f"{path}/{name}"
         if isinstance(node, Folder):
             yield from _paths(node, f"{path}/{name}")
+
+
+def _is_known(entries: Mapping[str, Node]) -> bool:
+    return isinstance(entries, _Views) and "made" in vars(entries)
+
+
+class _Views(Mapping[str, Node]):
+    """Entries that a header tells of: it is read when they are listed, or one of `names`, which may be
+    among them, is looked for.
+
+    Where the slice with that header has been replaced, `tell` is told, and there are none until the
+    bucket is listed anew; looking for one raises ObjectChanged.
+    """
+
+    def __init__(
+        self,
+        names: Collection[str],
+        make: Callable[[], dict[str, Node]],
+        tell: Callable[[ObjectChanged], None],
+    ) -> None:
+        self._names = names
+        self._make = make
+        self._tell = tell
+
+    @cached_property
+    def made(self) -> dict[str, Node]:
+        """All of them. Raises BffsError."""
+        return self._make()
+
+    def __getitem__(self, name: str) -> Node:
+        if name not in self._names:
+            raise KeyError(name)
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            return iter(sorted(self.made))
+        except ObjectChanged as error:
+            self._tell(error)
+            return iter(())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class StackFolder:
@@ -88,7 +139,11 @@ class StackFolder:
         self._follower = follower
         self._mtime = max(obj.mtime for obj in specimen.objects())
         self._path = f"/{ROOT}/{specimen.split}/{specimen.id}"
-        self.folder = self._folder(self._path, self._entries, _NOT_KNOWN)
+        name = specimen.id
+        wholes = [name + ending for ending in (*stacks.WHOLE, stacks.ZARR)]
+        entries = _Views([*wholes, _COMPANION, _SHUTU], self._entries, self._tell)
+        self.folder = self._folder(self._path, lambda: entries, _NOT_KNOWN)
+        self._has_told = False
 
     def _folder(
         self, path: str, entries: Callable[[], Mapping[str, Node]], folders: int = 0
@@ -105,7 +160,7 @@ class StackFolder:
         entries: dict[str, Node] = {}
         name = self._specimen.id
         with suppress(Unfit):
-            entries["ome"] = self._companion(stack)
+            entries[_COMPANION] = self._companion(stack)
         if not obstacle:
             for ending, make in stacks.WHOLE.items():
                 with suppress(Unfit):
@@ -114,8 +169,17 @@ class StackFolder:
                     )
             entries[name + stacks.ZARR] = self._zarr(stack)
             with suppress(Unfit):
-                entries["shutu"] = self._shutu(stack)
+                entries[_SHUTU] = self._shutu(stack)
         return {name: node for name, node in entries.items() if unusable(name) is None}
+
+    def _tell(self, error: ObjectChanged) -> None:
+        if not self._has_told:
+            self._has_told = True
+            log.warning(
+                "%s; %s shows no files until `bffs refresh` lists the bucket anew",
+                error,
+                self._path[1:],
+            )
 
     # -- what is in it --------------------------------------------------------------------------------------
 
@@ -123,13 +187,13 @@ class StackFolder:
         return _StackNode(self, path, make)
 
     def _companion(self, stack: Stack) -> Folder:
-        path = f"{self._path}/ome"
+        path = f"{self._path}/{_COMPANION}"
         name = self._specimen.id + stacks.COMPANION
         file = self._file(f"{path}/{name}", lambda: stacks.companion(self._specimen, stack))
         return self._folder(path, lambda: {name: file})
 
     def _shutu(self, stack: Stack) -> Folder:
-        path = f"{self._path}/shutu"
+        path = f"{self._path}/{_SHUTU}"
         name = stack.id
         tiles = stacks.shutu_tiles(stack, self._choice.overlap)
         stacks.shutu_tile(stack, tiles[0])  # raises Unfit for all of them

@@ -23,6 +23,7 @@ from bffs.tree import (
     LocalFile,
     WritableFileSystem,
 )
+from bffs.unlisted import LINK, TARGET, inside
 
 _UNCHANGED = 0xFFFFFFFF
 """What chown(2) is given for an owner or group that stays, -1, as it arrives."""
@@ -42,7 +43,7 @@ class Writing(Reading):
     """Names the operations that are served."""
 
     create = write = truncate = fsync = fsyncdir = fallocate = True
-    mkdir = mknod = symlink = readlink = link = unlink = rmdir = rename = True
+    mkdir = mknod = symlink = link = unlink = rmdir = rename = True
     chmod = chown = utimens = access = setxattr = removexattr = True
 
 
@@ -80,7 +81,7 @@ class WritableAdapter(Adapter):
 
     def create(self, path: bytes, mode: int, fip: Any) -> None:
         """Make and open a file."""
-        node, content = self._writable.create(os.fsdecode(path), fip.contents.flags, mode)
+        node, content = self._writable.create(_text(path), fip.contents.flags, mode)
         self._hand_out(node, content, fip)
 
     def _open(self, node: File | LocalFile, fip: Any) -> None:
@@ -143,12 +144,10 @@ class WritableAdapter(Adapter):
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Make a symbolic link."""
-        self._writable.symlink(_text(target), _text(path))
+        self._writable.symlink(os.fsdecode(target), _text(path))
 
-    def readlink(self, path: bytes, buf: Any, size: int) -> None:
-        """Where a symbolic link points, with a NUL behind it."""
-        target = os.fsencode(self._writable.readlink(_text(path)))[: size - 1] + b"\0"
-        ctypes.memmove(buf, target, len(target))
+    def _target(self, path: bytes) -> str:
+        return TARGET if path == LINK.encode() else self._writable.readlink(_text(path))
 
     def link(self, old: bytes, new: bytes) -> None:
         """Make another name of a file."""
@@ -203,11 +202,12 @@ class WritableAdapter(Adapter):
         self, path: bytes, name: bytes, value: Any, size: int, flags: int, *position: Any
     ) -> None:
         """Set an extended attribute."""
-        self._writable.setxattr(_text(path), _text(name), ctypes.string_at(value, size), flags)
+        data = ctypes.string_at(value, size)
+        self._writable.setxattr(_text(path), os.fsdecode(name), data, flags)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         """Remove an extended attribute."""
-        self._writable.removexattr(_text(path), _text(name))
+        self._writable.removexattr(_text(path), os.fsdecode(name))
 
     def statfs(self, path: bytes, buf: Any) -> None:
         """What df shows: the disk that new files go to."""
@@ -233,4 +233,4 @@ class WritableAdapter(Adapter):
 
 def _text(name: bytes | None) -> str:
     assert name is not None
-    return os.fsdecode(name)
+    return inside(os.fsdecode(name))

@@ -130,7 +130,8 @@ def test_a_folder_weighs_what_is_below_it(tree: Path) -> None:
         assert found.st_size == sum(path.stat().st_size for path in files)
         assert found.st_mtime == max(path.stat().st_mtime for path in files)
         assert stat.S_IMODE(found.st_mode) == (0o555 if folder == tree / ".bffs" else 0o755)
-        assert found.st_nlink == 2 + sum(path.is_dir() for path in folder.iterdir())
+        inside = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+        assert found.st_nlink == 2 + len(inside)
 
 
 def shell(command: str, **values: object) -> list[str]:
@@ -157,7 +158,6 @@ def test_ls_and_du_and_df_show_the_sizes(tree: Path) -> None:
     assert [line[4] for line in lines] == [as_ls_says(sizes[name]) for name in by_size]
     assert "5.8M" in shell('ls -lh "$F"', F=tree / LARGE)[0]
     blocks = sum(path.stat().st_blocks for path in files_below(tree).values())
-    blocks += sum(path.is_file() for path in (tree / "stacks").rglob("*"))
     assert shell('du -s --block-size=512 "$M"', M=tree) == [f"{blocks}\t{tree}"]
 
 

@@ -579,14 +579,28 @@ def test_a_store_that_is_away_is_said_so_in_time(
     tree.cache.close()
 
 
-def test_a_header_that_can_not_be_read_is_asked_for_again(tmp_path: Path) -> None:
+def test_a_header_that_can_not_be_read_is_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it has been replaced, the folder can still be listed; where the store is away, it can't."""
     store = Asked(PLAIN)
     store.error = ObjectChanged("gone")
     tree = Mounted(store, tmp_path)
-    with pytest.raises(ObjectChanged):
+    assert tree.names("/stacks/train/7") == []
+    assert caplog.text.count("stacks/train/7 shows no files until") == 1
+    for name in ("7.v3draw", "7.ome.zarr", "ome", "shutu"):
+        with pytest.raises(ObjectChanged):
+            tree.find(f"/stacks/train/7/{name}")
+    asked = len(store.reads)
+    with pytest.raises(FileNotFoundError):
+        tree.find("/stacks/train/7/saved.swc")  # what is none of a stack's names costs no request
+    assert len(store.reads) == asked
+    store.error = StoreUnreachable("away")
+    with pytest.raises(StoreUnreachable):
         tree.names("/stacks/train/7")
     store.error = None
     assert tree.names("/stacks/train/7")
+    assert caplog.text.count("stacks/train/7 shows no files until") == 1
     tree.blocks.close()
     tree.cache.close()
 
