@@ -70,7 +70,7 @@ def _once(server: S3Server, folder: Path, local: Path, number: int) -> dict[str,
         return _seconds([sys.executable, "-m", "bffs", *arguments], env=environ)
 
     def ls(tree: Path) -> float:
-        return _seconds(["ls", "-lR", "--ignore=stacks", str(tree)])
+        return _seconds(["ls", "-lR", str(tree)])
 
     values = {"bare": _timed(lambda: _bare_listing(server.endpoint_url))}
     ls(local)
