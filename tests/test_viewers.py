@@ -487,7 +487,7 @@ def test_a_region_through_a_zarr_fetches_little_more(
 
 def test_names_and_sizes_cost_one_small_request(server: S3Server, cold: Path) -> None:
     for folder in (cold, cold / "stacks", cold / "stacks" / "train"):
-        subprocess.run(["ls", "-la", str(folder)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["ls", "-la", f"{folder}/"], check=True, stdout=subprocess.DEVNULL)
     assert server.stats()["requests"] == {}
     for _ in range(2):
         folder = stack(cold, HUGE)
