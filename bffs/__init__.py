@@ -17,15 +17,17 @@ The map: a module imports only from lines below its own, and modules that share 
     progress | saved              how far a long command is | what was saved
     unlisted                      `stacks` as a link, which programs that look at everything do not follow
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
-    pixels | readahead            where the pixels of slices lie, and the proof | what the Predictor wishes for, fetched
+    passthrough | pixels          what the kernel reads by itself | where the pixels of slices lie, and the proof
+    readahead                     what the Predictor wishes for, fetched
     shapes | stacks               what first slices look like, kept | pure: byte layouts of whole-stack files
     tiffhead                      what stands before the pixels of a TIFF that bffs makes
     tiff                          the only import of tifffile: what a slice's header says
-    content | predictor           immutable bytes, whatever their make | pure: what will be read next
+    content | expectation         immutable bytes, whatever their make | whether slices are read whole
+    predictor                     pure: what will be read next
     tracks                        what was read of a specimen: streams, visits, tracks
     blocks                        what is read: from memory, from the disk cache, or fetched once
     schedule                      what is fetched next, and what has to give way
-    verify | warm                 what is cached, checked | what is missing, fetched
+    checking | verify | warm      whole objects, checked before the kernel reads them | all that is cached | what is not
     cache | parts                 the disk cache, shared and bounded | parts of objects in memory, within one budget
     link                          the measured speed of the store
     refresh                       the catalog of a command or a mount: kept, listed anew, compared

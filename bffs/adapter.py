@@ -27,6 +27,7 @@ from bffs.beneath import OpenFile
 from bffs.binding import binding, view_of
 from bffs.content import Content
 from bffs.errors import to_errno
+from bffs.passthrough import Passthrough, hand_out
 from bffs.tree import LIVE, Attributes, File, FileSystem, Folder, LocalAttributes, LocalFile, Node
 from bffs.unlisted import LINK, TARGET, inside, link_attributes
 
@@ -62,6 +63,13 @@ class Host(Protocol):
     errors: Counter[str]
     """Failed reads, by the errno's name."""
 
+    passthrough: Passthrough | None
+    """What the kernel reads by itself, if it does."""
+
+    def connecting(self, connection: Any) -> None:
+        """The kernel is about to connect; `connection` is libfuse 3's struct fuse_conn_info."""
+        ...
+
     def started(self, library: Any, config: Any) -> None:
         """The kernel has connected; called from `init`. `config` is libfuse 3's struct fuse_config."""
         ...
@@ -81,11 +89,19 @@ class Reading:
 class Open:
     """What a handle stands for: a folder's listing, or a file's content."""
 
-    __slots__ = ("content", "node")
+    __slots__ = ("content", "ino", "node")
 
     def __init__(self, node: Node, content: Content | OpenFile | None = None) -> None:
         self.node = node
         self.content = content
+        self.ino = 0
+        """Of a file that is counted in `Passthrough`."""
+
+    def close(self) -> None:
+        """Let go of the content."""
+        close = getattr(self.content, "close", None)
+        if close is not None:
+            close()
 
 
 class Adapter(binding.FUSE):  # type: ignore[misc]
@@ -135,6 +151,7 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
             # Attributes always travel with names: the kernel's own guess leaves out most of them.
             # What changes is invalidated, or else a file just written would be read again.
             conn.contents.want &= ~(_READDIRPLUS_AUTO | _AUTO_INVAL_DATA)
+            self._session.connecting(conn.contents)
             config.contents.use_ino = 1
             config.contents.nullpath_ok = 1
         self._session.started(binding._libfuse, config)
@@ -241,9 +258,32 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
         shared = node.version != LIVE and (
             not self._session.changed or not self._is_open_in_another_version(node)
         )
-        fip.contents.keep_cache = shared
-        fip.contents.direct_io = not shared
-        fip.contents.fh = self._keep(Open(node, node.open()))
+        self._answer_open(Open(node, node.open()), fip, keep=shared, direct=not shared)
+
+    def _answer_open(self, opened: Open, fip: Any, *, keep: bool, direct: bool) -> None:
+        """Give a handle out: for the kernel to read by itself, with its pages kept or not, or
+        `direct`, without pages."""
+        fip.contents.keep_cache, fip.contents.direct_io = keep, direct
+        try:
+            self._pass_through(opened, fip.contents, direct)
+        except BaseException:
+            opened.close()
+            raise
+        fip.contents.fh = self._keep(opened)
+
+    def _pass_through(self, opened: Open, info: Any, direct: bool) -> None:
+        passthrough, node = self._session.passthrough, opened.node
+        if passthrough is None or isinstance(node, Folder):
+            return
+        ino, version = node.attributes.ino, node.version
+        if direct and not passthrough.passes(ino, version):
+            return
+        # Who asks for O_DIRECT first gets what he gets without passthrough: any alignment.
+        may_begin = info.keep_cache and not info.flags & os.O_DIRECT
+        backing = passthrough.enter(ino, version, opened.content if may_begin else None)
+        opened.ino = ino
+        if backing:
+            hand_out(info, backing)
 
     def _is_open_in_another_version(self, node: File | LocalFile) -> bool:
         ino, version = node.attributes.ino, node.version
@@ -262,7 +302,10 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
 
     def release(self, path: bytes | None, fip: Any) -> None:
         """Forget a handle."""
-        del self._handles[fip.contents.fh]
+        opened = self._handles.pop(fip.contents.fh)
+        if opened.ino and self._session.passthrough is not None:
+            self._session.passthrough.leave(opened.ino)
+        opened.close()
 
     def readlink(self, path: bytes, buf: Any, size: int) -> None:
         """Where a symbolic link points, with a NUL behind it."""

@@ -121,6 +121,10 @@ class OpenFile:
         """Bytes that it has now."""
         return os.fstat(self.fd).st_size
 
+    def backing(self) -> int:
+        """See `Backed.backing`."""
+        return self.fd
+
     def read_into(self, offset: int, into: memoryview) -> int:
         """See `Content.read_into`."""
         return os.preadv(self.fd, [into], offset)

@@ -171,6 +171,10 @@ class BlockReader:
         retired = self._retired | {(obj.key, obj.etag) for obj in gone}
         self._retired = retired - {(obj.key, obj.etag) for obj in new}
 
+    def is_retired(self, obj: ObjectInfo) -> bool:
+        """Whether that version has been retired."""
+        return (obj.key, obj.etag) in self._retired
+
     def figures(self) -> dict[str, Any]:
         """What has been done, and what takes memory or waits now; bytes, seconds, numbers.
 
@@ -215,7 +219,7 @@ class BlockReader:
         size = min(len(into), obj.size - offset)
         if size <= 0:
             return 0
-        if self._retired and (obj.key, obj.etag) in self._retired:
+        if self._retired and self.is_retired(obj):
             raise ObjectChanged(f"{obj.key} has changed since it was opened")
         cached: CachedObject | None = None
         refreshed = False

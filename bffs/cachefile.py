@@ -41,6 +41,9 @@ BLOCK = 128 * KIB
 _MAGIC = b"bffs-v1\n"
 _HEADER = struct.Struct("<8sQQQ")
 _PAGE = 4096
+_CHECKED = 8
+"""Blocks that are read in one go to be checked."""
+
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
 
@@ -85,6 +88,36 @@ class CachedObject:
     def is_there(self) -> bool:
         """Whether there is a file of it, as far as is known here."""
         return self._fd >= 0
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the bytes, -1 if there is none."""
+        return self._fd
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all blocks are said to be here."""
+        return self._fd >= 0 and 0 not in self._sums
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether every block has been checked in this process."""
+        return self._verified.find(0) < 0
+
+    def check(self) -> bool:
+        """Check all blocks that have not been; whether the whole object is here and sound.
+
+        Reads them, a few blocks at a time, as long as nothing is missing.
+        """
+        buffer = memoryview(bytearray(_CHECKED * BLOCK))
+        block = 0
+        while (block := self._verified.find(0, block)) >= 0:
+            offset = block * BLOCK
+            size = min(len(buffer), self.obj.size - offset)
+            if self.read_into(offset, buffer[:size]) != size:
+                return False
+            block += _CHECKED
+        return self.is_whole
 
     def refresh(self, stale: float = 0.0) -> None:
         """Learn what other processes have added since, if it is `stale` seconds ago that this was

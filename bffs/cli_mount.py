@@ -25,6 +25,11 @@ from bffs.settings import MountOptions
 @table_option("refresh-after")
 @click.option("--refresh", is_flag=True, help="List the bucket anew before mounting.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the files, too.")
+@click.option(
+    "--no-passthrough",
+    is_flag=True,
+    help="Let the kernel read nothing from the cache by itself.",
+)
 @click.option("--log-file", metavar="F", callback=absolute, help="Write messages to this file.")
 @click.option(
     "-o",
@@ -41,6 +46,7 @@ def mount(
     read_only: bool,
     refresh: bool,
     allow_other: bool,
+    no_passthrough: bool,
     log_file: Path | None,
     fuse_options: tuple[str, ...],
 ) -> int:
@@ -58,6 +64,7 @@ def mount(
         read_only=read_only,
         refresh=refresh,
         allow_other=allow_other,
+        passthrough=not no_passthrough,
         log_file=log_file,
         fuse_options=tuple(option for text in fuse_options for option in text.split(",") if option),
         verbosity=given.verbosity,

@@ -7,10 +7,11 @@ All contents may be read from any number of threads at once; none has a position
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bffs.blocks import BlockReader, as_one_read
 from bffs.cache import CachedObject
+from bffs.checking import Checker
 from bffs.errors import BffsError
 from bffs.store import ByteRange, ObjectInfo
 
@@ -29,6 +30,16 @@ class Content(Protocol):
         Waits for bytes that are still to come. Raises BffsError where they can't be had, never
         returns fewer for such a reason.
         """
+        ...
+
+
+@runtime_checkable
+class Backed(Protocol):
+    """A content that may be in a local file, byte for byte."""
+
+    def backing(self) -> int | None:
+        """The descriptor of that file, which stays open as long as the content is held; None if not
+        all of it is there, or not known to be sound."""
         ...
 
 
@@ -51,11 +62,16 @@ class BytesContent:
 
 
 class ObjectContent:
-    """The bytes of one object version, through a block reader."""
+    """The bytes of one object version, through a block reader; `checker` knows whether it is cached
+    whole."""
 
-    def __init__(self, blocks: BlockReader, obj: ObjectInfo) -> None:
+    def __init__(
+        self, blocks: BlockReader, obj: ObjectInfo, checker: Checker | None = None
+    ) -> None:
         self._blocks = blocks
         self._obj = obj
+        self._checker = checker
+        self._whole: CachedObject | None = None
 
     @property
     def size(self) -> int:
@@ -65,6 +81,13 @@ class ObjectContent:
     def read_into(self, offset: int, into: memoryview) -> int:
         """See `Content.read_into`."""
         return self._blocks.read_into(self._obj, offset, into)
+
+    def backing(self) -> int | None:
+        """See `Backed.backing`; what is not checked yet is checked."""
+        if self._checker is None or self._blocks.is_retired(self._obj):
+            return None
+        self._whole = self._checker.whole(self._obj, check=True)
+        return None if self._whole is None else self._whole.fd
 
 
 class LocalContent:

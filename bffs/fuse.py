@@ -19,6 +19,7 @@ from typing import Any
 from bffs.adapter import MAX_BACKGROUND, Adapter
 from bffs.binding import LIBFUSE, binding, keep_freed_memory
 from bffs.errors import MountError
+from bffs.passthrough import Passthrough, negotiate, why_not
 from bffs.tree import FileSystem
 from bffs.unlisted import outside
 from bffs.writing import WritableAdapter
@@ -44,7 +45,8 @@ class Session:
 
     `changed` is set before the first file of the mount changes; `errors` counts failed reads by the
     errno's name.
-    `on_ready` is called from a thread of libfuse as soon as the mount answers.
+    `on_ready` is called from a thread of libfuse as soon as the mount answers. With
+    `pass_through` the kernel reads by itself what it can, see `passthrough`.
     """
 
     def __init__(
@@ -54,8 +56,14 @@ class Session:
         on_ready: Callable[[], None],
         *,
         writable: bool = False,
+        pass_through: bool = False,
     ) -> None:
         self.files = files
+        self.passthrough: Passthrough | None = None
+        self.why_no_passthrough = why_not() if pass_through else "it was not wished for"
+        """What is missing for the kernel to read by itself, if anything is; final once the mount
+        answers."""
+
         self.writable = writable
         self.is_trusted = True
         self._config: Any = None
@@ -87,12 +95,21 @@ class Session:
         finally:
             self._fuse = self._config = None
 
+    def connecting(self, connection: Any) -> None:
+        """See `Host.connecting`."""
+        if self.why_no_passthrough is None:
+            self.why_no_passthrough = negotiate(connection)
+
     def started(self, library: Any, config: Any) -> None:
         """See `Host.started`."""
         self._config = config
         self._tell_timeouts()
         library.fuse_get_context.restype = ctypes.POINTER(binding.fuse_context)
         self._fuse = library.fuse_get_context().contents.fuse
+        if config and self.why_no_passthrough is None:
+            library.fuse_get_session.restype = ctypes.c_void_p
+            session = library.fuse_get_session(ctypes.c_void_p(self._fuse))
+            self.passthrough = Passthrough(library.fuse_session_fd(ctypes.c_void_p(session)))
         if self._is_stopped:
             self._exit()
         self.is_ready = True
@@ -116,6 +133,12 @@ class Session:
         another matter: see `invalidate`."""
         self.is_trusted = trusted
         self._tell_timeouts()
+
+    def passthrough_figures(self) -> dict[str, Any]:
+        """Whether there is passthrough, and how much it is used; see `Passthrough.figures`."""
+        if self.passthrough is None:
+            return {"on": False, "why_not": self.why_no_passthrough}
+        return self.passthrough.figures()
 
     def _tell_timeouts(self) -> None:
         """libfuse 3 looks these up for each reply; libfuse 2 is told once, when it mounts."""

@@ -112,6 +112,7 @@ class _SpecimenFolder:
         self.path = f"/{specimen.split}/{specimen.id}"
         self.cache = cache
         self.blocks = readahead.blocks
+        self.checker = readahead.checker
         self._specimen = specimen
         self._readahead = readahead
         self._shapes = choice.shapes
@@ -171,7 +172,7 @@ class _ObjectFile:
         return self._obj.etag
 
     def open(self) -> Content:
-        return ObjectContent(self._folder.blocks, self._obj)
+        return ObjectContent(self._folder.blocks, self._obj, self._folder.checker)
 
     def xattrs(self) -> dict[str, bytes]:
         return {

@@ -168,6 +168,7 @@ def _drive(
     from bffs import layout, refresh, views
     from bffs.blocks import BlockReader
     from bffs.cache import DiskCache
+    from bffs.checking import Checker
     from bffs.fuse import Session, is_reader_killed
     from bffs.late import LateStore
     from bffs.readahead import Readahead
@@ -197,11 +198,18 @@ def _drive(
         )
         stack.callback(blocks.close)
         stack.callback(store.stop)
-        readahead = Readahead(blocks, memory=settings.memory, most=settings.readahead)
+        checker = Checker(cache)
+        readahead = Readahead(
+            blocks, memory=settings.memory, most=settings.readahead, checker=checker
+        )
         shapes = Shapes(settings, blocks, cache)
         choice = Choice(shapes, settings.dataset.voxel, settings.shutu_overlap)
         errors: Counter[str] = Counter()
-        status = Status(mountpoint, blocks, errors, lambda: refresher.catalog)
+
+        def passing() -> dict[str, Any]:
+            return session.passthrough_figures()
+
+        status = Status(mountpoint, blocks, errors, lambda: refresher.catalog, passing)
 
         def build(catalog: Catalog) -> Folder:
             beside = {FOLDER: status.folder}
@@ -227,12 +235,15 @@ def _drive(
             errors,
             on_ready=signals.end,
             writable=saving is not None,
+            pass_through=options.passthrough,
         )
         if saving is not None:
             saving.start(session)
         refresher = refresh.Refresher(settings, store, catalog, change)
         blocks.start()
         cache.start()
+        checker.start()
+        stack.callback(checker.close)
 
         failure: list[BaseException] = []
 
@@ -254,6 +265,7 @@ def _drive(
         if not session.is_ready:
             raise failure[0] if failure else MountError("stopped before the mount was usable")
         _raise_readahead(mountpoint)
+        _say_passthrough(session.why_no_passthrough, options)
         ready()
         refresher.start()
         stack.callback(refresher.close)
@@ -331,6 +343,13 @@ def _fuse_options(settings: Settings, options: MountOptions, read_only: bool) ->
             if name:
                 chosen[name] = value if equals else True
     return chosen
+
+
+def _say_passthrough(why_not: str | None, options: MountOptions) -> None:
+    if why_not is not None:
+        log.info("no passthrough: %s", why_not)
+    elif options.verbosity >= 0:
+        print("what is cached whole is read by the kernel itself (passthrough)", flush=True)
 
 
 def _raise_file_limit() -> None:

@@ -15,7 +15,10 @@ import time
 from collections.abc import Sequence
 
 from bffs.blocks import BlockReader
+from bffs.cachefile import CachedObject
+from bffs.checking import Checker
 from bffs.content import Content
+from bffs.expectation import Expectation
 from bffs.parts import PART
 from bffs.predictor import Plan, Predictor
 from bffs.schedule import Priority
@@ -34,10 +37,18 @@ the kernel itself reads up to so much past what a program reads."""
 
 class Readahead:
     """Follows all readers of a mount. `most` is the bytes to read ahead, None for as much as is
-    useful."""
+    useful; `checker` lets the kernel read what is cached by itself."""
 
-    def __init__(self, blocks: BlockReader, *, memory: int, most: int | None) -> None:
+    def __init__(
+        self,
+        blocks: BlockReader,
+        *,
+        memory: int,
+        most: int | None,
+        checker: Checker | None = None,
+    ) -> None:
         self.blocks = blocks
+        self.checker = checker
         self._share = memory // 2
         self._most = most
         self._last_demand: dict[str, float] = {}
@@ -68,6 +79,7 @@ class SpecimenReadahead:
         self._predictor = Predictor([obj.size for obj in slices])
         self._tracks: set[int] = set()
         self._plans = 0
+        self._expectation = Expectation()
         self._limits: dict[int, int | None] = {}
         self.preface: Sequence[ByteRange] = ()
         """What is wanted of each further slice before anything else: its header, where the pixels
@@ -105,6 +117,24 @@ class SpecimenReadahead:
                 self._blocks.cancel((self._name, track, priority))
         self._follow(plan, index, order)
 
+    def whole(self, index: int) -> CachedObject | None:
+        """What is cached of a slice that is being opened, if the kernel may read it by itself.
+
+        That is then taken for a read of all of it: nothing more will be heard of the reader.
+        """
+        obj, checker = self._slices[index], self._readahead.checker
+        if checker is None or self._blocks.is_retired(obj):
+            return None
+        check = self._expectation.is_worth_checking()
+        cached = checker.whole(obj, check=check)
+        if cached is not None and check:
+            self.demanded(index, 0, obj.size)
+        return cached
+
+    def left(self, size: int, seconds: float) -> None:
+        """A handle by which the kernel read a slice of `size` bytes by itself was open for so long."""
+        self._expectation.note(size, seconds)
+
     def _follow(self, plan: Plan, index: int, order: int) -> None:
         """Queue what is planned: the rest of slice `index` before that of others."""
         wishes = _whole_parts(self._limited(plan.wishes), self._slices)
@@ -116,6 +146,10 @@ class SpecimenReadahead:
                 priority,
                 [(self._slices[w.slice], w.start, w.stop) for w in queued],
                 order,
+            )
+        if self._readahead.checker is not None and self._expectation.is_asked:
+            self._readahead.checker.ahead(
+                [self._slices[index] for index in dict.fromkeys(w.slice for w in others)]
             )
 
     def _limited(self, wishes: Sequence[Wish]) -> list[Wish]:
@@ -179,6 +213,8 @@ class _SliceContent:
         self._limit = limit
         self._unproven = entered
         self._began = obj.size
+        self._whole: CachedObject | None = None
+        self._passed_at = 0.0
 
     @property
     def size(self) -> int:
@@ -194,3 +230,14 @@ class _SliceContent:
             if not self._unproven:
                 self._follower.demanded(self._index, start, stop, self._limit)
         return self._blocks.read_into(self._obj, offset, into)
+
+    def backing(self) -> int | None:
+        """See `Backed.backing`."""
+        self._whole = self._follower.whole(self._index)
+        self._passed_at = time.monotonic()
+        return None if self._whole is None else self._whole.fd
+
+    def close(self) -> None:
+        """The handle is closed."""
+        if self._whole is not None:
+            self._follower.left(self._obj.size, time.monotonic() - self._passed_at)

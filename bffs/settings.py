@@ -75,5 +75,8 @@ class MountOptions:
     read_only: bool = False
     """Take no files to save."""
 
+    passthrough: bool = True
+    """Let the kernel read by itself what is cached whole, where it can."""
+
     verbosity: int = 0
     """-1 quiet, 0 warnings, 1 information, 2 debugging."""

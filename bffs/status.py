@@ -32,7 +32,7 @@ Figures = dict[str, Any]
 
 class Status:
     """Collects the figures of a mount. `errors` counts failed reads by the errno's name; `catalog`
-    is asked for what is shown now."""
+    is asked for what is shown now, `passthrough` for `Session.passthrough_figures`."""
 
     def __init__(
         self,
@@ -40,11 +40,13 @@ class Status:
         blocks: BlockReader,
         errors: Mapping[str, int],
         catalog: Callable[[], Catalog],
+        passthrough: Callable[[], Figures] = dict,
     ) -> None:
         self._mountpoint = mountpoint
         self._blocks = blocks
         self._errors = errors
         self._catalog = catalog
+        self._passthrough = passthrough
         self._started = time.time()
 
     @property
@@ -67,6 +69,7 @@ class Status:
             "now": time.time(),
             **self._blocks.figures(),
             "errors": dict(self._errors),
+            "passthrough": self._passthrough(),
             "threads": threading.active_count(),
             "descriptors": sum(1 for _ in os.scandir("/proc/self/fd")) - 1,
             "listing": self._listing(),

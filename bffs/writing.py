@@ -92,16 +92,8 @@ class WritableAdapter(Adapter):
         self._hand_out(local, local.open(fip.contents.flags), fip)
 
     def _hand_out(self, node: LocalFile, content: OpenFile, fip: Any) -> None:
-        fip.contents.keep_cache = self._session.is_trusted
-        fip.contents.direct_io = self._session.changed and self._is_open_in_another_version(node)
-        fip.contents.fh = self._keep(Open(node, content))
-
-    def release(self, path: bytes | None, fip: Any) -> None:
-        """Forget a handle."""
-        content = self._local(fip)
-        super().release(path, fip)
-        if content is not None:
-            content.close()
+        direct = self._session.changed and self._is_open_in_another_version(node)
+        self._answer_open(Open(node, content), fip, keep=self._session.is_trusted, direct=direct)
 
     def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
         """Write from the kernel's buffer in place."""
