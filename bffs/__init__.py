@@ -5,16 +5,17 @@ The map: a module imports only from lines below its own, and modules that share 
 
     __main__                      `python -m bffs`
     cli                           `bffs` itself: where its commands are, how each ends, exit codes
-    cli_cache | cli_dataset | cli_mount | cli_plot  the commands: the cache | the dataset | mounting | pictures
+    cli_cache | cli_dataset | cli_mount | cli_plot | cli_status  the cache | the dataset | mounting | pictures | a mount
     cli_options                   the options of all commands
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
     saving                        the scratch layer of a mount, kept coherent with other mounts
     fuse | layout | scratch | status    mounting | specimens to folders | changes to what was saved | live figures
+    metrics                       live figures for Prometheus
     overlay | views | writing     tree and scratch folder as one | folders and files of stacks | requests that change
-    plots                         pictures of the dataset and of the cache
+    dashboard | plots             figures of a mount for people | pictures of the dataset and of the cache
     adapter | inventory | linking    requests that read | what is cached of each specimen | a folder of links
-    progress | saved              how far a long command is | what was saved
+    outside | progress | saved    a mount asked from outside | how far a long command is | what was saved
     unlisted                      `stacks` as a link, which programs that look at everything do not follow
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     passthrough | pixels          what the kernel reads by itself | where the pixels of slices lie, and the proof

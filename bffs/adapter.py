@@ -60,6 +60,9 @@ class Host(Protocol):
     is_trusted: bool
     """Whether the kernel may remember what it is told."""
 
+    handles: dict[int, Open]
+    """What is open, by libfuse's number of the handle."""
+
     errors: Counter[str]
     """Failed reads, by the errno's name."""
 
@@ -87,13 +90,18 @@ class Reading:
 
 
 class Open:
-    """What a handle stands for: a folder's listing, or a file's content."""
+    """What a handle stands for: a folder's listing, or the content of a file, which process `pid`
+    opened at `path`."""
 
-    __slots__ = ("content", "ino", "node")
+    __slots__ = ("content", "ino", "node", "path", "pid")
 
-    def __init__(self, node: Node, content: Content | OpenFile | None = None) -> None:
+    def __init__(
+        self, node: Node, content: Content | OpenFile | None = None, path: bytes = b""
+    ) -> None:
         self.node = node
         self.content = content
+        self.path = path
+        self.pid = binding.fuse_get_context()[2] if path else 0
         self.ino = 0
         """Of a file that is counted in `Passthrough`."""
 
@@ -113,7 +121,7 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
     def __init__(self, session: Host, mountpoint: str, options: dict[str, Any]) -> None:
         self._session = session
         self._files = session.files
-        self._handles: dict[int, Open] = {}
+        self._handles = session.handles
         self._numbers = itertools.count(1)
         self._threads = threading.local()
         self._uid, self._gid = os.getuid(), os.getgid()
@@ -248,9 +256,9 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
         node = self._find(path)
         if isinstance(node, Folder):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        self._open(node, fip)
+        self._open(node, fip, path)
 
-    def _open(self, node: File | LocalFile, fip: Any) -> None:
+    def _open(self, node: File | LocalFile, fip: Any, path: bytes) -> None:
         if fip.contents.flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         # The kernel keeps one set of pages a file: while an old version is still open, the new one
@@ -258,7 +266,7 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
         shared = node.version != LIVE and (
             not self._session.changed or not self._is_open_in_another_version(node)
         )
-        self._answer_open(Open(node, node.open()), fip, keep=shared, direct=not shared)
+        self._answer_open(Open(node, node.open(), path), fip, keep=shared, direct=not shared)
 
     def _answer_open(self, opened: Open, fip: Any, *, keep: bool, direct: bool) -> None:
         """Give a handle out: for the kernel to read by itself, with its pages kept or not, or

@@ -60,7 +60,9 @@ class Counters:
         self.from_memory = 0
         self.from_disk = 0
         self.fetched = 0
+        self.prefetched = 0
         self.waits = 0
+        self.waited_for = 0
         self.not_written = 0
 
 
@@ -81,6 +83,14 @@ def as_one_read() -> Iterator[None]:
         yield
     finally:
         _reading.until = None
+
+
+class Waiting(NamedTuple):
+    """A read that waits for the store: of what, for how many seconds, and what went wrong so far."""
+
+    obj: ObjectInfo
+    seconds: float
+    error: BaseException | None
 
 
 class _Failure(NamedTuple):
@@ -187,7 +197,9 @@ class BlockReader:
                 "from_memory": self.counters.from_memory,
                 "from_disk": self.counters.from_disk,
                 "fetched": self.counters.fetched,
+                "prefetched": self.counters.prefetched,
                 "waits": self.counters.waits,
+                "waited_for": self.counters.waited_for,
                 "not_written": self.counters.not_written,
                 "damaged": self._cache.damaged,
                 "memory": {
@@ -206,6 +218,16 @@ class BlockReader:
                     "window": self.link.window,
                 },
             }
+
+    def waiting(self) -> list[Waiting]:
+        """The reads that wait for the store now."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                Waiting(part.obj, now - waiter.until + self._deadline, waiter.error)
+                for part in self._parts
+                for waiter in part.waiters
+            ]
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -328,6 +350,7 @@ class BlockReader:
                 raise error
             n = self._copy_part(part, start, into)
             self.counters.from_memory += n
+            self.counters.waited_for += n
             return n
         finally:
             with self._lock:
@@ -437,6 +460,7 @@ class BlockReader:
                 size = min(stop * BLOCK, len(view)) - done * BLOCK
                 self.link.arrived(size, now)
                 self.counters.fetched += size
+                self.counters.prefetched += size if piece.stream is not None else 0
                 part.arrived(((1 << (stop - done)) - 1) << (piece.first + done))
                 piece.done = stop
 

@@ -40,6 +40,7 @@ _COMMANDS = {
     "unpin": "cli_cache",
     "verify": "cli_cache",
     "cache": "cli_cache",
+    "status": "cli_status",
     "plot": "cli_plot",
 }
 """The module that has the command, as a function of that name."""

@@ -32,6 +32,12 @@ from bffs.settings import MountOptions
 )
 @click.option("--log-file", metavar="F", callback=absolute, help="Write messages to this file.")
 @click.option(
+    "--metrics",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help="Serve figures for Prometheus on this port of this machine; 0 for any that is free.",
+)
+@click.option(
     "-o",
     "fuse_options",
     metavar="OPTS",
@@ -48,6 +54,7 @@ def mount(
     allow_other: bool,
     no_passthrough: bool,
     log_file: Path | None,
+    metrics: int | None,
     fuse_options: tuple[str, ...],
 ) -> int:
     """Show the dataset as files below MOUNTPOINT.
@@ -66,6 +73,7 @@ def mount(
         allow_other=allow_other,
         passthrough=not no_passthrough,
         log_file=log_file,
+        metrics=metrics,
         fuse_options=tuple(option for text in fuse_options for option in text.split(",") if option),
         verbosity=given.verbosity,
     )

@@ -69,24 +69,24 @@ class ObjectContent:
         self, blocks: BlockReader, obj: ObjectInfo, checker: Checker | None = None
     ) -> None:
         self._blocks = blocks
-        self._obj = obj
+        self.obj = obj
         self._checker = checker
         self._whole: CachedObject | None = None
 
     @property
     def size(self) -> int:
         """Bytes in all."""
-        return self._obj.size
+        return self.obj.size
 
     def read_into(self, offset: int, into: memoryview) -> int:
         """See `Content.read_into`."""
-        return self._blocks.read_into(self._obj, offset, into)
+        return self._blocks.read_into(self.obj, offset, into)
 
     def backing(self) -> int | None:
         """See `Backed.backing`; what is not checked yet is checked."""
-        if self._checker is None or self._blocks.is_retired(self._obj):
+        if self._checker is None or self._blocks.is_retired(self.obj):
             return None
-        self._whole = self._checker.whole(self._obj, check=True)
+        self._whole = self._checker.whole(self.obj, check=True)
         return None if self._whole is None else self._whole.fd
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bffs.adapter import MAX_BACKGROUND, Adapter
+from bffs.adapter import MAX_BACKGROUND, Adapter, Open
 from bffs.binding import LIBFUSE, binding, keep_freed_memory
 from bffs.errors import MountError
 from bffs.passthrough import Passthrough, negotiate, why_not
@@ -65,6 +65,7 @@ class Session:
         answers."""
 
         self.writable = writable
+        self.handles: dict[int, Open] = {}
         self.is_trusted = True
         self._config: Any = None
         self.is_ready = False

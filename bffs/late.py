@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bffs.errors import StoreError, StoreUnreachable
 from bffs.settings import Settings
-from bffs.store import Interrupt, Listing, ObjectInfo
+from bffs.store import Interrupt, Listing, ObjectInfo, Traffic
 
 if TYPE_CHECKING:
     from bffs.s3 import S3Store
@@ -66,6 +66,11 @@ class LateStore:
         self._stopped.set()
         if self._store is not None:
             self._store.close()
+
+    def traffic(self) -> Traffic:
+        """What has been asked of the store so far."""
+        store = self._store
+        return Traffic() if store is None else store.traffic()
 
     def list(self, prefix: str, *, folders: bool = False) -> Iterator[Listing]:
         """See `ObjectStore.list`."""

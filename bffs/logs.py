@@ -6,9 +6,11 @@ somebody else planted it, and begun anew at `LARGEST` bytes, the one before bein
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import logging.handlers
 import os
+import sys
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -48,8 +50,37 @@ def to_file(path: Path, verbosity: int) -> None:
     )
 
 
+def write_stacks_on(number: int) -> None:
+    """From now on have the stacks of all threads written where messages go when this signal comes,
+    even while Python is stuck; the handler that the signal has by now is called then, too."""
+    (handler,) = logging.getLogger().handlers
+    if isinstance(handler, _PrivateFile):
+        handler.write_stacks_on(number)
+    else:
+        faulthandler.register(number, sys.stderr, chain=True)
+
+
 class _PrivateFile(logging.handlers.RotatingFileHandler):
     """Makes sure of each file that it begins."""
+
+    _stacks = -1
+    """A descriptor of its own: faulthandler writes to a number, whatever that is by then."""
+
+    _stacks_on = 0
+
+    def write_stacks_on(self, number: int) -> None:
+        """See the function."""
+        before = self._stacks
+        self._stacks = open_own_file(self.baseFilename, os.O_WRONLY | os.O_APPEND)
+        self._stacks_on = number
+        faulthandler.register(number, self._stacks, chain=True)
+        if before >= 0:
+            os.close(before)
+
+    def doRollover(self) -> None:
+        super().doRollover()
+        if self._stacks_on:
+            self.write_stacks_on(self._stacks_on)
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=open_own_file)

@@ -13,6 +13,7 @@ handlers run in the main thread only, and libfuse's loop would never give it bac
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import resource
@@ -25,7 +26,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from bffs import company, logs
+from bffs import company, logs, metrics
 from bffs import mountpoint as mountpoints
 from bffs.errors import BffsError, MountError, UsageError
 from bffs.private import own_scratch_folder, scratch_folder
@@ -50,6 +51,8 @@ again while a folder is listed takes a fifth of the time."""
 
 _ENDED = b"\0"
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+_REQUESTS = {signal.SIGHUP, signal.SIGUSR1}
+"""List the bucket anew; write stacks and state to the log."""
 
 
 def mount(
@@ -66,6 +69,7 @@ def mount(
         raise UsageError("-o rw: with --read-only there is nothing to write to")
     mountpoint = mountpoints.normalize(options.mountpoint)
     mountpoints.check(mountpoint, allow_other=options.allow_other)
+    metrics.check(options.metrics)
     scratch = None if read_only else _scratch_folder(settings, mountpoint)
 
     def say_where() -> None:
@@ -174,7 +178,7 @@ def _drive(
     from bffs.readahead import Readahead
     from bffs.saving import Saving
     from bffs.shapes import Shapes
-    from bffs.status import FOLDER, Status
+    from bffs.status import FOLDER, Sources, Status
     from bffs.tree import Tree
     from bffs.views import Choice
 
@@ -209,7 +213,21 @@ def _drive(
         def passing() -> dict[str, Any]:
             return session.passthrough_figures()
 
-        status = Status(mountpoint, blocks, errors, lambda: refresher.catalog, passing)
+        status = Status(
+            mountpoint,
+            settings,
+            Sources(
+                blocks,
+                store,
+                cache,
+                readahead,
+                lambda: session.handles,
+                errors,
+                passing,
+                lambda: refresher.catalog,
+                scratch,
+            ),
+        )
 
         def build(catalog: Catalog) -> Folder:
             beside = {FOLDER: status.folder}
@@ -240,6 +258,10 @@ def _drive(
         if saving is not None:
             saving.start(session)
         refresher = refresh.Refresher(settings, store, catalog, change)
+        if options.metrics is not None:
+            status.metrics_port = stack.enter_context(
+                metrics.served(options.metrics, status.counts)
+            )
         blocks.start()
         cache.start()
         checker.start()
@@ -260,18 +282,22 @@ def _drive(
         stack.callback(serving.join)
         stack.callback(session.stop)
         stack.callback(blocks.abort)
-        while signals.wait() == signal.SIGHUP:
+        while signals.wait() in _REQUESTS:
             pass
         if not session.is_ready:
             raise failure[0] if failure else MountError("stopped before the mount was usable")
         _raise_readahead(mountpoint)
         _say_passthrough(session.why_no_passthrough, options)
         ready()
+        logs.write_stacks_on(signal.SIGUSR1)
         refresher.start()
         stack.callback(refresher.close)
         if not settings.offline:
             threading.Thread(target=store.connect, name="bffs-connect", daemon=True).start()
-        while signals.wait() == signal.SIGHUP:
+        while (asked := signals.wait()) in _REQUESTS:
+            if asked == signal.SIGUSR1:
+                log.warning("the state: %s", json.dumps(status.figures()))
+                continue
             if saving is not None:
                 saving.look_again()
             refresher.now()
@@ -289,8 +315,9 @@ class _Signals:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in (*_STOP_SIGNALS, signal.SIGHUP):
+        for number in (*_STOP_SIGNALS, *_REQUESTS):
             signal.signal(number, lambda *_: None)
+        logs.write_stacks_on(signal.SIGUSR1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -301,10 +328,10 @@ class _Signals:
         os.write(self._writer, _ENDED)
 
     def wait(self) -> int:
-        """Wait for SIGHUP, a signal that asks to stop, or `end` (0); which it was."""
+        """Wait for one of `_REQUESTS`, a signal that asks to stop, or `end` (0); which it was."""
         while True:
             said = os.read(self._reader, 1)[0]
-            if said == _ENDED[0] or said == signal.SIGHUP or said in _STOP_SIGNALS:
+            if said == _ENDED[0] or said in _REQUESTS or said in _STOP_SIGNALS:
                 return said
 
 

@@ -138,6 +138,17 @@ def unmount(mountpoint: Path) -> None:
             os.close(lock)
 
 
+def driver_at(mountpoint: Path) -> int | None:
+    """The process id of the driver of a mount of this user, as it has written it down."""
+    lock = _open_lock(mountpoint, os.O_RDONLY)
+    if lock is None:
+        return None
+    try:
+        return int(os.pread(lock, 20, 0) or 0) or None
+    finally:
+        os.close(lock)
+
+
 def _await_end(mountpoint: Path, lock: int, patience: float) -> None:
     """Wait for the driver that holds `lock` to end, and tell it to after `patience` seconds."""
     if not _take(lock, patience):

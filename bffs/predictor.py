@@ -56,6 +56,18 @@ class Predictor:
         self._visit: Visit | None = None  # the slice demanded last, in that track
         self._eager = True  # slices that were expected to be read through were
 
+    @property
+    def latest(self) -> int | None:
+        """The slice demanded last."""
+        return None if self._visit is None else self._visit.index
+
+    def reached(self, index: int) -> int | None:
+        """The end of what was last demanded in a row of a slice; None if it isn't remembered."""
+        for track in self._tracks:
+            if index in track.visits:
+                return track.visits[index].streams[0].stop
+        return None
+
     def opened(self, index: int) -> None:
         """A slice was opened, maybe not for the first time; the page cache may meet its reads."""
         for track in self._tracks:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import click
 
-from bffs.units import format_size
+from bffs.units import format_duration, format_size
 
 Show = Callable[[int, int, int], None]
 """Told the bytes that are done, those in all, and those that were worked for, which make the rate."""
@@ -92,17 +92,7 @@ def _bar(label: str, pace: Pace) -> Iterator[Show]:
             rate = pace.rate(worked)
             figures = f"{format_size(done)} of {format_size(total)}, {format_size(round(rate))}/s"
             if rate:
-                figures += f", {_duration((total - done) / rate)} left"
+                figures += f", {format_duration((total - done) / rate)} left"
             bar.update(task, completed=done, total=total, figures=figures)
 
         yield show
-
-
-def _duration(seconds: float) -> str:
-    """A time as people say it: 42 s, 3 min, 2 h 10 min."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"

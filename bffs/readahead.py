@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from bffs.blocks import BlockReader
 from bffs.cachefile import CachedObject
@@ -35,6 +36,16 @@ PROOF = 2 * MIB
 the kernel itself reads up to so much past what a program reads."""
 
 
+class Progress(NamedTuple):
+    """How far the readers of a specimen are: its slices, the position of the one demanded last (None
+    if it isn't known), and how many seconds ago that was."""
+
+    name: str
+    slices: Sequence[ObjectInfo]
+    latest: int | None
+    age: float
+
+
 class Readahead:
     """Follows all readers of a mount. `most` is the bytes to read ahead, None for as much as is
     useful; `checker` lets the kernel read what is cached by itself."""
@@ -52,10 +63,19 @@ class Readahead:
         self._share = memory // 2
         self._most = most
         self._last_demand: dict[str, float] = {}
+        self._specimens: dict[str, SpecimenReadahead] = {}
 
     def specimen(self, name: str, slices: Sequence[ObjectInfo]) -> SpecimenReadahead:
         """A follower for one specimen's readers; `name` is unique in the mount."""
-        return SpecimenReadahead(self, name, slices)
+        made = self._specimens[name] = SpecimenReadahead(self, name, slices)
+        return made
+
+    def lately(self, seconds: float) -> list[Progress]:
+        """The specimens that something was demanded of in the last `seconds`, the latest first."""
+        now = time.monotonic()
+        ages = sorted((now - last, name) for name, last in tuple(self._last_demand.items()))
+        recent = [(age, name, self._specimens[name]) for age, name in ages if age <= seconds]
+        return [Progress(name, each.slices, each.latest, age) for age, name, each in recent]
 
     def depth(self, name: str) -> int:
         """Bytes that may be ahead of the reader of specimen `name`, which is demanding something
@@ -74,7 +94,7 @@ class SpecimenReadahead:
         self._readahead = readahead
         self._blocks = readahead.blocks
         self._name = name
-        self._slices = slices
+        self.slices = slices
         self._lock = threading.Lock()
         self._predictor = Predictor([obj.size for obj in slices])
         self._tracks: set[int] = set()
@@ -93,7 +113,18 @@ class SpecimenReadahead:
         """
         with self._lock:
             self._predictor.opened(index)
-        return _SliceContent(self, self._blocks, self._slices[index], index, limit, entered)
+        return SliceContent(self, self._blocks, self.slices[index], index, limit, entered)
+
+    @property
+    def latest(self) -> int | None:
+        """The position of the slice that something was demanded of last, if it is known."""
+        with self._lock:
+            return self._predictor.latest
+
+    def reached(self, index: int) -> int | None:
+        """Where the latest reader of slice `index` has come to, if it is remembered."""
+        with self._lock:
+            return self._predictor.reached(index)
 
     def demanded(self, index: int, start: int, stop: int, limit: int | None = None) -> None:
         """A reader asks for these bytes of slice `index` now, and will for none from `limit` on."""
@@ -122,7 +153,7 @@ class SpecimenReadahead:
 
         That is then taken for a read of all of it: nothing more will be heard of the reader.
         """
-        obj, checker = self._slices[index], self._readahead.checker
+        obj, checker = self.slices[index], self._readahead.checker
         if checker is None or self._blocks.is_retired(obj):
             return None
         check = self._expectation.is_worth_checking()
@@ -137,19 +168,19 @@ class SpecimenReadahead:
 
     def _follow(self, plan: Plan, index: int, order: int) -> None:
         """Queue what is planned: the rest of slice `index` before that of others."""
-        wishes = _whole_parts(self._limited(plan.wishes), self._slices)
+        wishes = _whole_parts(self._limited(plan.wishes), self.slices)
         same = [w for w in wishes if w.slice == index]
         others = self._prefaced([w for w in wishes if w.slice != index])
         for priority, queued in ((Priority.FILE, same), (Priority.SLICES, others)):
             self._blocks.prefetch(
                 (self._name, plan.track, priority),
                 priority,
-                [(self._slices[w.slice], w.start, w.stop) for w in queued],
+                [(self.slices[w.slice], w.start, w.stop) for w in queued],
                 order,
             )
         if self._readahead.checker is not None and self._expectation.is_asked:
             self._readahead.checker.ahead(
-                [self._slices[index] for index in dict.fromkeys(w.slice for w in others)]
+                [self.slices[index] for index in dict.fromkeys(w.slice for w in others)]
             )
 
     def _limited(self, wishes: Sequence[Wish]) -> list[Wish]:
@@ -170,7 +201,7 @@ class SpecimenReadahead:
         prefaced: list[Wish] = []
         for place, wish in enumerate(wishes):
             if not place or wishes[place - 1].slice != wish.slice:
-                size = self._slices[wish.slice].size
+                size = self.slices[wish.slice].size
                 for start, stop in self.preface:
                     soon = min(wish.stop, wish.start + PART)
                     if start < size and not wish.start <= start < soon:
@@ -194,7 +225,7 @@ def _whole_parts(wishes: Sequence[Wish], slices: Sequence[ObjectInfo]) -> Sequen
     return [*wishes[:-1], last._replace(stop=stop)] if stop > last.start else wishes[:-1]
 
 
-class _SliceContent:
+class SliceContent:
     """A slice whose demands are followed; see `Content`."""
 
     def __init__(
@@ -208,7 +239,7 @@ class _SliceContent:
     ) -> None:
         self._follower = follower
         self._blocks = blocks
-        self._obj = obj
+        self.obj = obj
         self._index = index
         self._limit = limit
         self._unproven = entered
@@ -218,10 +249,14 @@ class _SliceContent:
 
     @property
     def size(self) -> int:
-        return self._obj.size
+        return self.obj.size
+
+    def reached(self) -> int | None:
+        """Where the latest reader of the slice has come to, if it is remembered."""
+        return self._follower.reached(self._index)
 
     def read_into(self, offset: int, into: memoryview) -> int:
-        stop = min(offset + len(into), self._obj.size)
+        stop = min(offset + len(into), self.obj.size)
         if offset < stop:
             start = offset
             if self._unproven:
@@ -229,7 +264,7 @@ class _SliceContent:
                 self._unproven = stop - start <= PROOF
             if not self._unproven:
                 self._follower.demanded(self._index, start, stop, self._limit)
-        return self._blocks.read_into(self._obj, offset, into)
+        return self._blocks.read_into(self.obj, offset, into)
 
     def backing(self) -> int | None:
         """See `Backed.backing`."""
@@ -240,4 +275,4 @@ class _SliceContent:
     def close(self) -> None:
         """The handle is closed."""
         if self._whole is not None:
-            self._follower.left(self._obj.size, time.monotonic() - self._passed_at)
+            self._follower.left(self.obj.size, time.monotonic() - self._passed_at)

@@ -7,12 +7,13 @@ counts. Nothing waits for ever: an attempt ends by its time-outs, all attempts t
 reads says so, or with the mount.
 
 `S3Store` may be used from any thread; it holds one boto3 client, whose connection pool keeps
-connections warm. One lock guards the presigned URLs, another is held while credentials are read
+connections warm. One lock guards the presigned URLs and what is counted, another is held while credentials are read
 anew.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import re
@@ -33,7 +34,7 @@ from bffs.explain import Where, are_outdated, explain, refusal
 from bffs.patience import Pauses, Stalls
 from bffs.receiver import IS_POSSIBLE, Receiver
 from bffs.settings import Settings
-from bffs.store import Interrupt, Listing, ObjectInfo
+from bffs.store import Failure, Interrupt, Listing, ObjectInfo, Traffic
 from bffs.units import KIB, MIB
 
 T = TypeVar("T")
@@ -63,6 +64,10 @@ class Stalled(StoreUnreachable):
     """A request has taken much longer than usual and is asked anew, without a pause."""
 
 
+class GaveWay(StoreUnreachable):
+    """A request was broken off by ourselves, for something more urgent; no fault of the store."""
+
+
 class S3Store:
     """One bucket, read only; an `ObjectStore`. Once `stopped` is set nothing is tried again."""
 
@@ -76,8 +81,14 @@ class S3Store:
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
         self._renewed = time.monotonic()
+        self._traffic = Traffic()
         self._receiver = Receiver() if IS_POSSIBLE else None
         self._client = self._connect()
+
+    def traffic(self) -> Traffic:
+        """What has been asked so far."""
+        with self._lock:
+            return copy.deepcopy(self._traffic)
 
     def stop(self) -> None:
         """End what is being received and all pauses, and try nothing again."""
@@ -100,6 +111,8 @@ class S3Store:
         seen: set[str] = set()
 
         def ask() -> Any:
+            with self._lock:
+                self._traffic.requests["list"] += 1
             page = self._client.list_objects_v2(**request)
             if "IsTruncated" not in page:  # boto3 takes any XML for a page without entries
                 raise BadAnswer(f"{self._place} does not answer like S3; check --endpoint-url")
@@ -192,6 +205,8 @@ class S3Store:
         history = self._stalls.first_byte
         patience = self._stalls.limit(history)
         request.context = {"read_timeout": patience}
+        with self._lock:
+            self._traffic.requests["get"] += 1
         begun = time.monotonic()
         raw = None
         try:
@@ -212,6 +227,8 @@ class S3Store:
         except BaseException as error:
             if raw is not None:
                 raw.close()
+            if interrupt.was_called:
+                raise GaveWay(f"the request for {obj.key} has given way") from error
             if isinstance(error, TimeoutError | boto.ReadTimeoutError):
                 self._stalls.stalled(history, patience)
                 raise Stalled(f"{self._place} did not answer in time for {obj.key}") from error
@@ -274,8 +291,12 @@ class S3Store:
                         raise
                     raise explained from error
                 asked = explained.retry_after if isinstance(explained, StoreBusy) else 0.0
-                pause = 0.0 if isinstance(explained, Stalled) else pauses.after(asked)
+                pause = 0.0 if isinstance(explained, Stalled | GaveWay) else pauses.after(asked)
                 log.info("%s; trying again in %.1f s", explained, pause)
+                with self._lock:
+                    self._traffic.retries[type(explained).__name__] += 1
+                    if not isinstance(explained, GaveWay):
+                        self._traffic.failure = Failure(time.time(), str(explained))
                 if self._stopped.wait(pause):
                     raise explained from error
 

@@ -71,6 +71,9 @@ class MountOptions:
     """List the bucket before anything is shown, whatever was kept."""
 
     log_file: Path | None = None
+    metrics: int | None = None
+    """Port of this machine on which figures for Prometheus are served; 0 for any that is free."""
+
     fuse_options: tuple[str, ...] = ()
     read_only: bool = False
     """Take no files to save."""

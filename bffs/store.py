@@ -6,7 +6,9 @@ cache file and open handle belongs to exactly one version.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from bffs.errors import StoreError
@@ -39,6 +41,23 @@ class Listing(NamedTuple):
     folders: list[str]
 
 
+class Failure(NamedTuple):
+    """A request that failed: when, in seconds since 1970, and why."""
+
+    at: float
+    reason: str
+
+
+@dataclass
+class Traffic:
+    """What has been asked of a store: requests by kind (`get`, `list`), those that had to be asked
+    again by the name of the error, and the latest of these."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    retries: Counter[str] = field(default_factory=Counter)
+    failure: Failure | None = None
+
+
 class Interrupt:
     """Lets any thread break off what another is receiving, or is about to.
 
@@ -57,6 +76,11 @@ class Interrupt:
         self._break_off = break_off
         if self._called and break_off is not None:
             break_off()
+
+    @property
+    def was_called(self) -> bool:
+        """Whether it was, since it was made or reset."""
+        return self._called
 
     def reset(self) -> None:
         """Forget that it was called."""

@@ -64,3 +64,15 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
 def format_time(seconds: int) -> str:
     """Seconds since 1970 as UTC in ISO 8601: 2019-08-14T21:05:33Z."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def format_duration(seconds: float) -> str:
+    """A time as people say it: 42 s, 3 min, 2 h 10 min, 3 days."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 100 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // (24 * 60)} days"

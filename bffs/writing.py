@@ -82,18 +82,20 @@ class WritableAdapter(Adapter):
     def create(self, path: bytes, mode: int, fip: Any) -> None:
         """Make and open a file."""
         node, content = self._writable.create(_text(path), fip.contents.flags, mode)
-        self._hand_out(node, content, fip)
+        self._hand_out(node, content, fip, path)
 
-    def _open(self, node: File | LocalFile, fip: Any) -> None:
+    def _open(self, node: File | LocalFile, fip: Any, path: bytes) -> None:
         if not isinstance(node.attributes, LocalAttributes):
-            super()._open(node, fip)
+            super()._open(node, fip, path)
             return
         local = cast(LocalFile, node)
-        self._hand_out(local, local.open(fip.contents.flags), fip)
+        self._hand_out(local, local.open(fip.contents.flags), fip, path)
 
-    def _hand_out(self, node: LocalFile, content: OpenFile, fip: Any) -> None:
+    def _hand_out(self, node: LocalFile, content: OpenFile, fip: Any, path: bytes) -> None:
         direct = self._session.changed and self._is_open_in_another_version(node)
-        self._answer_open(Open(node, content), fip, keep=self._session.is_trusted, direct=direct)
+        self._answer_open(
+            Open(node, content, path), fip, keep=self._session.is_trusted, direct=direct
+        )
 
     def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
         """Write from the kernel's buffer in place."""

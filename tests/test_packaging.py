@@ -61,14 +61,15 @@ def test_the_map_names_every_module() -> None:
 
 def test_dependencies_are_what_is_imported() -> None:
     requires = declared()
-    for_demo, for_pictures = {"demo.py", "drawing.py"}, {"plots.py"}
-    optional = for_demo | for_pictures
+    for_demo, for_pictures, for_metrics = {"demo.py", "drawing.py"}, {"plots.py"}, {"metrics.py"}
+    optional = for_demo | for_pictures | for_metrics
     needed = set().union(*(imported(file) for file in SOURCES if file.name not in optional))
     with_parts = {"botocore": "boto3", "urllib3": "boto3"}
     assert {with_parts.get(name, name) for name in needed} == requires[""] - BINDINGS
     needed_by_demo = set().union(*(imported(ROOT / "bffs" / name) for name in for_demo))
     assert needed_by_demo - {"botocore"} - requires[""] == requires["demo"]
     assert imported(ROOT / "bffs" / "plots.py") == requires["plot"]
+    assert imported(ROOT / "bffs" / "metrics.py") == requires["metrics"]
     assert requires["fusepy"] == {"fusepy"}
 
 
@@ -107,6 +108,7 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
         "demo",
         "fusepy",
         "fuzz",
+        "metrics",
         "plot",
         "test",
     }

@@ -1,0 +1,89 @@
+"""The command that shows what a mount is doing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bffs.cli_options import absolute, command
+
+SAMPLE = 0.5
+"""Seconds between the two readings that a rate is taken from."""
+
+EVERY = 1.0
+"""Seconds between two looks of `--watch`."""
+
+
+@command()
+@click.argument("mountpoint", callback=absolute)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch an object a line.")
+@click.option("--watch", is_flag=True, help="Show it anew each second, until Ctrl-C.")
+def status(mountpoint: Path, as_json: bool, watch: bool) -> None:
+    """Show what the mount at MOUNTPOINT is doing.
+
+    What comes from the store, from memory and from the disk cache, now and in all; how much was
+    there in time; which files are open; what was saved. What the kernel answers from its page cache
+    never reaches bffs, and is not counted.
+    """
+    from bffs.outside import figures
+
+    if as_json:
+        for told in _looks(mountpoint) if watch else (figures(mountpoint),):
+            click.echo(json.dumps(told, indent=None if watch else 4))
+            sys.stdout.flush()
+    elif watch:
+        _watch(mountpoint)
+    else:
+        before = figures(mountpoint)
+        time.sleep(SAMPLE)
+        _print(before, figures(mountpoint))
+
+
+def _looks(mountpoint: Path) -> Iterator[dict[str, Any]]:
+    """The figures, now and each second. Ctrl-C ends them. Raises MountError."""
+    from bffs.outside import figures
+
+    with suppress(KeyboardInterrupt):
+        while True:
+            yield figures(mountpoint)
+            time.sleep(EVERY)
+
+
+def _watch(mountpoint: Path) -> None:
+    """Show it in place on a terminal, one after the other elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from bffs import dashboard
+
+    console = Console()
+    before: dict[str, Any] | None = None
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        for told in _looks(mountpoint):
+            if not console.is_terminal:
+                _print(before or told, told)
+                click.echo()
+            else:
+                live.update(dashboard.lines(before or told, told, console.width), refresh=True)
+            before = told
+
+
+def _print(before: dict[str, Any], after: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from bffs import dashboard, tables
+
+    terminal = Console()
+    width = terminal.width if terminal.is_terminal else None
+    console = terminal if width else tables.standard_output()
+    with console.capture() as capture:
+        console.print(dashboard.lines(before, after, width))
+    text = "\n".join(line.rstrip() for line in capture.get().split("\n"))  # columns are filled up
+    click.echo(text, nl=False, color=True)  # colours are the console's decision
