@@ -34,12 +34,11 @@ def status(mountpoint: Path, as_json: bool, watch: bool) -> None:
     """
     from bffs.outside import figures
 
-    if as_json:
-        for told in _looks(mountpoint) if watch else (figures(mountpoint),):
-            click.echo(json.dumps(told, indent=None if watch else 4))
-            sys.stdout.flush()
-    elif watch:
-        _watch(mountpoint)
+    if watch:
+        with suppress(KeyboardInterrupt):
+            (_stream if as_json else _watch)(mountpoint)
+    elif as_json:
+        click.echo(json.dumps(figures(mountpoint), indent=4))
     else:
         before = figures(mountpoint)
         time.sleep(SAMPLE)
@@ -47,13 +46,19 @@ def status(mountpoint: Path, as_json: bool, watch: bool) -> None:
 
 
 def _looks(mountpoint: Path) -> Iterator[dict[str, Any]]:
-    """The figures, now and each second. Ctrl-C ends them. Raises MountError."""
+    """The figures, now and each second. Raises MountError."""
     from bffs.outside import figures
 
-    with suppress(KeyboardInterrupt):
-        while True:
-            yield figures(mountpoint)
-            time.sleep(EVERY)
+    while True:
+        yield figures(mountpoint)
+        time.sleep(EVERY)
+
+
+def _stream(mountpoint: Path) -> None:
+    """Print an object each second."""
+    for told in _looks(mountpoint):
+        click.echo(json.dumps(told))
+        sys.stdout.flush()
 
 
 def _watch(mountpoint: Path) -> None:

@@ -63,9 +63,9 @@ class Asked(Protocol):
 
 
 class Sources(NamedTuple):
-    """Where the figures of a mount come from. `errors` counts failed reads by the errno's name;
-    `passthrough`
-    is `Session.passthrough_figures`; `catalog` is asked for what is shown now; `scratch` is where what is saved is kept."""
+    """Where the figures of a mount come from. `errors` counts failed reads by the errno's name,
+    `passthrough` is `Session.passthrough_figures`, `catalog` is asked for what is shown now, and
+    `scratch` is where what is saved is kept."""
 
     blocks: BlockReader
     store: Asked
