@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
+from bffs.cachefile import BLOCK
 from bffs.catalog import Specimen, base_name
 from bffs.store import ByteRange
 from bffs.tiff import SliceLayout, item_size
@@ -35,8 +36,13 @@ SHUTU_VOXELS = 350_000_000
 SHUTU_PAGES = 1000
 """Pages that its reader takes at most."""
 
-CHUNK = MIB
-"""Bytes of a Zarr chunk at least: one request's worth, and not much more than was asked for."""
+REGION = 512
+REGION_COST = 1.3
+"""Rows of a region through all slices, and what fetching it, in whole chunks, may cost of its bytes,
+wherever it begins. That limits Zarr chunks to 0.2-1.2 MiB where slices are 3,900-11,900 columns wide."""
+
+CHUNK = BLOCK
+"""Bytes of a Zarr chunk at least: fewer are not fetched."""
 
 ROOM = 2 * MIB
 """Bytes before the pixels of whole-stack TIFF files: who reads 1 MiB of header, as Python's files do
@@ -329,10 +335,16 @@ class ZarrArray(NamedTuple):
 
 
 def zarr_array(stack: Stack) -> ZarrArray:
-    """Chunks of at least `CHUNK` bytes and less than twice that, their rows a power of two."""
+    """Chunks as high as `REGION_COST` allows, but not below `CHUNK` bytes.
+
+    Of n chunks with at least `REGION` - 1 rows together, n + 1 hold any region. Besides them a slice
+    costs three blocks at most: the one with its header, and what is not needed of the first and last.
+    """
     row = stack.layout.row_bytes
-    rows = 1 << max(0, -(-CHUNK // row) - 1).bit_length()
-    return ZarrArray(stack, min(rows, stack.layout.height))
+    allowed = REGION_COST * REGION - 3 * BLOCK / row
+    heights = ((n, -(-(REGION - 1) // n)) for n in range(1, REGION))
+    rows = next((high for n, high in heights if (n + 1) * high <= allowed), 1)
+    return ZarrArray(stack, min(max(rows, -(-CHUNK // row)), stack.layout.height))
 
 
 def zarr_group() -> bytes:

@@ -246,8 +246,8 @@ def test_stacks_change_with_their_slices(server: S3Server, mount: Mounter) -> No
     def check(*numbers: int) -> None:
         whole = b"".join(map(plane, numbers))
         assert all(path.read_bytes().endswith(whole) for path in views)
-        found = [path.read_bytes()[: 1000 * 1024] for path in chunks]
-        assert found == [plane(number)[: 1000 * 1024] for number in numbers[:3]]
+        found = [path.read_bytes() for path in chunks]
+        assert found == [plane(number)[: len(found[0])] for number in numbers[:3]]
         assert (folder / "shutu" / "8-1.tif").read_bytes().endswith(whole)
 
     check(1, 2, 3)

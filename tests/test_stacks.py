@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from bffs import layout, pixels, stacks
 from bffs.blocks import BlockReader
-from bffs.cache import DiskCache
+from bffs.cache import BLOCK, DiskCache
 from bffs.catalog import Specimen, list_catalog
 from bffs.content import BytesContent, Content
 from bffs.errors import BrokenPromise, ObjectChanged, StoreUnreachable
@@ -230,7 +230,7 @@ def test_zarr_reads_the_slices(tmp_path: Path) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(tree.read(f"/stacks/train/7/7.ome.zarr{path}"))
     group = zarr.open_group(tmp_path / "z.zarr", mode="r")
-    assert (group["0"][:] == pixels).all() and group["0"].chunks == (1, 1024, 700)
+    assert (group["0"][:] == pixels).all() and group["0"].chunks == (1, 94, 700)
     image = dict(group.attrs)["multiscales"][0]
     assert image["datasets"][0]["coordinateTransformations"][0]["scale"] == [3, 1, 2]
 
@@ -324,6 +324,18 @@ def test_sizes_beyond_4_gib() -> None:
     assert array.bands * array.rows >= 9000 > (array.bands - 1) * array.rows
     with pytest.raises(Unfit, match="4 GiB"):
         stacks.imagej(Stack("7", 2, SliceLayout(1 << 17, 1 << 15, "uint8"), None))
+
+
+@pytest.mark.parametrize("width", [3885, 5745, 7590, 9435, 11_330, 11_900])
+def test_a_region_of_a_zarr_costs_little_more_than_its_bytes(width: int) -> None:
+    """In blocks of the cache, each slice with its header, wherever the region begins: for widths like
+    those of the dataset."""
+    rows = stacks.zarr_array(Stack("7", 9, SliceLayout(9000, width, "uint8"), None)).rows
+    for first in range(9000 - 512):
+        start, stop = first // rows * rows, -(-(first + 512) // rows) * rows
+        begin, end = ((4096 + row * width) // BLOCK for row in (start, min(stop, 9000)))
+        blocks = set(range(begin, end + 1)) | {0}
+        assert len(blocks) * BLOCK <= 1.3 * 512 * width, (rows, first)
 
 
 # -- what is not offered, and why -------------------------------------------------------------------------------
