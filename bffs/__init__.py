@@ -5,7 +5,7 @@ The map: a module imports only from lines below its own, and modules that share 
 
     __main__                      `python -m bffs`
     cli                           `bffs` itself: where its commands are, how each ends, exit codes
-    cli_cache | cli_dataset | cli_mount | cli_plot | cli_status  the cache | the dataset | mounting | pictures | a mount
+    cli_cache | cli_dataset | cli_doctor | cli_mount | cli_plot | cli_status  commands, each of its kind
     cli_options                   the options of all commands
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
@@ -13,6 +13,8 @@ The map: a module imports only from lines below its own, and modules that share 
     fuse | layout | scratch | status    mounting | specimens to folders | changes to what was saved | live figures
     metrics                       live figures for Prometheus
     overlay | views | writing     tree and scratch folder as one | folders and files of stacks | requests that change
+    advice | check_content | check_disk | check_fuse | check_store  options that fit | checks of `bffs doctor`
+    findings                      what is wrong
     dashboard | plots             figures of a mount for people | pictures of the dataset and of the cache
     adapter | inventory | linking    requests that read | what is cached of each specimen | a folder of links
     outside | progress | saved    a mount asked from outside | how far a long command is | what was saved

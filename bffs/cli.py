@@ -42,6 +42,7 @@ _COMMANDS = {
     "cache": "cli_cache",
     "status": "cli_status",
     "plot": "cli_plot",
+    "doctor": "cli_doctor",
 }
 """The module that has the command, as a function of that name."""
 

@@ -39,6 +39,15 @@ _DENIED = {
     "AllAccessDisabled",
     "AuthorizationHeaderMalformed",
 }
+_ELSEWHERE = {
+    "AuthorizationHeaderMalformed",
+    "AuthorizationQueryParametersError",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "IllegalLocationConstraintException",
+}
+"""Codes of answers that may name the region that the bucket is in."""
+_EXPECTING = re.compile(r"expecting '([a-z0-9-]+)'")
 _OUTDATED = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"}
 _BUSY = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
@@ -122,16 +131,28 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> boto.Client
     """An answer that is no content, as botocore would raise it."""
     said = {
         name: text[1].decode(errors="replace") if (text := _element(name, body)) else ""
-        for name in ("Code", "Message")
+        for name in ("Code", "Message", "Region")
     }
     answer: Any = {
-        "Error": {"Code": said["Code"] or str(status), "Message": said["Message"]},
+        "Error": said | {"Code": said["Code"] or str(status)},
         "ResponseMetadata": {
             "HTTPStatusCode": status,
             "HTTPHeaders": {name.lower(): value for name, value in headers.items()},
         },
     }
     return boto.ClientError(answer, "GetObject")
+
+
+def expected_region(error: boto.ClientError) -> str:
+    """The region that the store says the bucket is in, "" where it doesn't."""
+    said = error.response.get("Error", {})
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    expecting = _EXPECTING.search(str(said.get("Message", "")))
+    return str(
+        said.get("Region")
+        or headers.get("x-amz-bucket-region")
+        or (expecting[1] if expecting else "")
+    )
 
 
 def reason(error: BaseException) -> str:
@@ -159,9 +180,13 @@ def _explain_refusal(error: boto.ClientError, where: Where) -> tuple[Exception, 
     headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
     if code == "NoSuchBucket":
         return NoSuchBucket(f"{where.place} has no bucket {where.bucket}; check --bucket"), False
-    if code == "RequestTimeTooSkewed" or (status == 403 and abs(_ahead(headers)) > SKEW):
+    if code == "RequestTimeTooSkewed" or (status == 403 and abs(ahead(headers)) > SKEW):
         return AccessDenied(
             f"{where.place} refuses requests of this time: set this computer's clock"
+        ), False
+    if code in _ELSEWHERE and (region := expected_region(error)):
+        return AccessDenied(
+            f"bucket {where.bucket} is in region {region}: use --region {region}"
         ), False
     if code in _DENIED or status in (401, 403):
         return AccessDenied(
@@ -184,8 +209,8 @@ def _element(name: str, body: bytes) -> re.Match[bytes] | None:
     return re.search(rb"<%b>([^<]*)</" % name.encode(), body)
 
 
-def _ahead(headers: Mapping[str, str]) -> float:
-    """Seconds by which this computer's clock is ahead of the store's."""
+def ahead(headers: Mapping[str, str]) -> float:
+    """Seconds by which this computer's clock is ahead of the store's; names of headers in lower case."""
     try:
         return time.time() - email.utils.parsedate_to_datetime(headers["date"]).timestamp()
     except (KeyError, ValueError):

@@ -190,7 +190,7 @@ class Index:
         """What is stored, and what more there is room for. Raises OSError or sqlite3.Error."""
 
         def look(connection: sqlite3.Connection) -> Account:
-            return Account(*_totals(connection), spare=self._spare())
+            return Account(*_totals(connection), spare=spare(self._folder))
 
         return self._transact(look)
 
@@ -265,7 +265,7 @@ class Index:
         """The files used longest ago that must go, so that the file may grow; never a pinned one
         nor itself. None if that can't be, and then none need go."""
         stored, pinned = _totals(connection)
-        missing = max(size - self._spare(), stored + grown - held - self._limit)
+        missing = max(size - spare(self._folder), stored + grown - held - self._limit)
         if missing > stored - pinned:
             return None
         victims: list[str] = []
@@ -290,13 +290,6 @@ class Index:
         rows = [(pinned, name) for name in names]
         query = "UPDATE files SET pinned = ? WHERE path = ?"
         self._transact(lambda connection: connection.executemany(query, rows))
-
-    def _spare(self) -> int:
-        """Bytes that the disk can take and still have its floor free; below zero when it lies under
-        it. Raises OSError."""
-        disk = os.statvfs(self._folder)
-        floor = min(disk.f_blocks * disk.f_frsize * FLOOR_SHARE, FLOOR_BYTES)
-        return int(disk.f_bavail * disk.f_frsize - floor)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._folder))
@@ -377,6 +370,14 @@ class Index:
                     "ON CONFLICT (path) DO UPDATE SET bytes = max(bytes, excluded.bytes)",
                     (name, found.st_blocks * 512, found.st_mtime, name in pinned),
                 )
+
+
+def spare(folder: Path) -> int:
+    """Bytes that the disk can take and still have its floor free; below zero when it lies under
+    it. Raises OSError."""
+    disk = os.statvfs(folder)
+    floor = min(disk.f_blocks * disk.f_frsize * FLOOR_SHARE, FLOOR_BYTES)
+    return int(disk.f_bavail * disk.f_frsize - floor)
 
 
 def _prefix(key: str) -> str:

@@ -41,10 +41,6 @@ log = logging.getLogger(__name__)
 ListingProgress = Callable[[int, int, int], None]
 ShowProgress = Callable[[], AbstractContextManager[ListingProgress | None]]
 
-READ_AHEAD_KB = 1024
-"""Kernel readahead of the mount; requests are 1 MiB with it, 128 KiB without, at twice the CPU
-time."""
-
 GC_THRESHOLDS = (50_000, 20, 50)
 """For gc.set_threshold: a catalog is 53,926 objects that stay, and to look through them again and
 again while a folder is listed takes a fifth of the time."""
@@ -391,13 +387,9 @@ def _raise_readahead(mountpoint: Path) -> None:
     mounted = mountpoints.mount_at(mountpoint)
     if mounted is None:
         return
-    knob = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
+    knob, kib = mounted.readahead, mountpoints.READ_AHEAD_KB
     try:
-        knob.write_text(str(READ_AHEAD_KB))
+        knob.write_text(str(kib))
     except OSError as error:
-        log.info(
-            "kernel readahead stays at its default (%s): as root, echo %d > %s",
-            error,
-            READ_AHEAD_KB,
-            knob,
-        )
+        why = "kernel readahead stays at its default (%s): as root, echo %d > %s"
+        log.info(why, error, kib, knob)

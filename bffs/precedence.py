@@ -51,6 +51,28 @@ class Origin(NamedTuple):
     place: Place
     detail: str
 
+    @property
+    def undone(self) -> str:
+        """How to let the profile's own value count again; "" where it does."""
+        match self.place:
+            case "flag":
+                return f"leave out {self.option.flag}, which is {self.text!r} here"
+            case "environment":
+                return f"unset {self.detail}"
+            case "file":
+                return f"delete the line {self.option.key} = {self.text!r} in {self.detail}"
+        return ""
+
+    def put_right(self, text: str) -> str:
+        """How the option gets another value, in the place where it comes from."""
+        option = self.option
+        match self.place:
+            case "environment":
+                return f"export {option.variable}={text}"
+            case "file":
+                return f'write {option.key} = "{text}" in {self.detail}'
+        return f"use {option.flag} {text}" if option.metavar else f"use {option.flag}"
+
 
 def resolve(flags: Mapping[str, str], environ: Mapping[str, str], config: Path) -> Settings:
     """All that the user chose, merged; `flags` are texts by option key, and the file `config` need not exist.

@@ -394,10 +394,10 @@ _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 class Refusal(Exception):
-    """An S3 error: HTTP status and the code for the XML body."""
+    """An S3 error: HTTP status, the code for the XML body, and the right region where that is it."""
 
-    def __init__(self, status: int, code: str) -> None:
-        self.status, self.code = status, code
+    def __init__(self, status: int, code: str, region: str = "") -> None:
+        self.status, self.code, self.region = status, code, region
 
 
 @dataclass
@@ -418,11 +418,12 @@ def _document(status: int, text: str, content_type: str = "application/xml") -> 
     return Answer(status, {"Content-Type": content_type}, [Piece(len(data), data=data)], len(data))
 
 
-def _error(status: int, code: str, resource: str) -> Answer:
+def _error(refusal: Refusal, resource: str) -> Answer:
+    code, region = refusal.code, f"<Region>{refusal.region}</Region>" if refusal.region else ""
     return _document(
-        status,
+        refusal.status,
         f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code>'
-        f"<Message>{code}</Message><Resource>{escape(resource)}</Resource><RequestId>0</RequestId></Error>",
+        f"<Message>{code}</Message>{region}<Resource>{escape(resource)}</Resource><RequestId>0</RequestId></Error>",
     )
 
 
@@ -479,6 +480,14 @@ def _object_answer(key: str, obj: Stored, headers: Mapping[str, str], noise_fd: 
             answer.pieces.append(Piece(size, noise_fd, at))
             at, left = 0, left - size
     return answer
+
+
+def _buckets(name: str) -> str:
+    return (
+        f'<ListAllMyBucketsResult xmlns="{_NAMESPACE}"><Buckets><Bucket><Name>{name}</Name>'
+        "<CreationDate>2019-08-14T21:05:33.000Z</CreationDate></Bucket></Buckets>"
+        "</ListAllMyBucketsResult>"
+    )
 
 
 def _listing_answer(
@@ -595,10 +604,16 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 512
 
     def __init__(
-        self, port: int, name: str, bucket: Bucket, shape: Shape, access_key: str | None
+        self,
+        port: int,
+        name: str,
+        bucket: Bucket,
+        shape: Shape,
+        access_key: str | None,
+        region: str | None,
     ) -> None:
         super().__init__(("127.0.0.1", port), Connection)
-        self.name, self.bucket, self.access_key = name, bucket, access_key
+        self.name, self.bucket, self.access_key, self.region = name, bucket, access_key, region
         self.script, self.figures = Script(), Figures()
         self.noise_fd = os.memfd_create("noise")
         os.write(self.noise_fd, _noise())
@@ -677,12 +692,14 @@ class Connection(socketserver.StreamRequestHandler):
             self._check_access(headers, query)
             if kind == "write":
                 raise Refusal(405, "MethodNotAllowed")
-            if name != server.name:
+            if name != server.name and name:
                 raise Refusal(404, "NoSuchBucket")
             if key:
                 if stored is None:
                     raise Refusal(404, "NoSuchKey")
                 answer = _object_answer(key, stored, headers, server.noise_fd)
+            elif not name:
+                answer = _document(200, _buckets(server.name))
             elif kind == "head":
                 answer = Answer(200)
             elif "location" in query:
@@ -690,7 +707,7 @@ class Connection(socketserver.StreamRequestHandler):
             else:
                 answer = _listing_answer(bucket, name, query, fault)
         except Refusal as refusal:
-            answer = _error(refusal.status, refusal.code, f"/{name}/{key}")
+            answer = _error(refusal, f"/{name}/{key}")
         try:
             if fault is not None:
                 answer = _spoil(answer, fault, stored)
@@ -704,12 +721,16 @@ class Connection(socketserver.StreamRequestHandler):
                 os.close(answer.fd)
 
     def _check_access(self, headers: Mapping[str, str], query: Mapping[str, str]) -> None:
-        """Raise Refusal unless the request names the access key; its signature is not checked."""
+        """Raise Refusal unless the request names the access key, and the region where it is signed;
+        its signature is not checked."""
+        signed, presigned = headers.get("authorization", ""), query.get("X-Amz-Credential", "")
+        words = f"{signed} Credential={presigned}"
+        scope = re.search(r"Credential=[^/\s,]+/\d+/([^/]+)/s3", words)
+        if self.server.region and scope is not None and scope[1] != self.server.region:
+            what = "QueryParametersError" if presigned else "HeaderMalformed"
+            raise Refusal(400, f"Authorization{what}", self.server.region)
         if self.server.access_key is None:
             return
-        words = (
-            headers.get("authorization", "") + " Credential=" + query.get("X-Amz-Credential", "")
-        )
         match = re.search(r"Credential=([^/\s,]+)|AWS ([^:\s]+):", words)
         if match is None:
             raise Refusal(403, "AccessDenied")
@@ -861,13 +882,19 @@ class S3Server:
         layout: Path | None = None,
         bucket: str = "bucket",
         access_key: str | None = None,
+        region: str | None = None,
         port: int = 0,
         shape: Shape = NEAR,
     ) -> None:
         self.bucket, self.endpoint_url = bucket, ""
         self._objects = objects or {}
         self._options = ["--bucket", bucket, "--port", str(port), "--until-eof"]
-        for name, value in (("--root", root), ("--layout", layout), ("--access-key", access_key)):
+        for name, value in (
+            ("--root", root),
+            ("--layout", layout),
+            ("--access-key", access_key),
+            ("--region", region),
+        ):
             if value is not None:
                 self._options += [name, str(value)]
         self._options += [f"--{n.replace('_', '-')}={v:f}" for n, v in shape._asdict().items()]
@@ -985,6 +1012,7 @@ def main() -> None:
     )
     parser.add_argument("--bucket", default="bucket", help="name of the bucket (default: bucket)")
     parser.add_argument("--access-key", help="access key id that requests must name")
+    parser.add_argument("--region", help="region that requests must be signed for")
     parser.add_argument(
         "--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)"
     )
@@ -1006,7 +1034,9 @@ def main() -> None:
         stored |= objects_of(json.loads(options.objects.read_text()))
     shape = Shape(options.latency, options.per_connection, options.total)
     sys.setswitchinterval(0.0005)  # so that a listing being built doesn't hold up 32 paced bodies
-    server = Server(options.port, options.bucket, Bucket(stored), shape, options.access_key)
+    server = Server(
+        options.port, options.bucket, Bucket(stored), shape, options.access_key, options.region
+    )
     print(server.url, flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
