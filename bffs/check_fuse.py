@@ -33,8 +33,11 @@ _ANSWER = 3.0
 def check(*, allow_other: bool) -> Iterator[Finding]:
     """What mounting needs of this machine."""
     yield _device()
-    yield _library()
+    library = _library()
+    yield library
     yield _helper()
+    if library.level != "red":
+        yield _passthrough()
     if os.geteuid() != 0:
         yield _conf(allow_other)
     yield from _readahead()
@@ -93,6 +96,15 @@ def _library() -> Finding:
         slower = f"{seen}: what changes in the bucket is seen late, and reading is slower"
         return yellow(name, slower, installing("fuse3"))
     return green(name, seen)
+
+
+def _passthrough() -> Finding:
+    """Whether the kernel may read cached files by itself. Only few mounts can: no fault."""
+    from bffs.passthrough import why_not
+
+    reason = why_not()
+    seen = "cached files are read by the kernel itself" if reason is None else f"not used: {reason}"
+    return green("passthrough", seen)
 
 
 def _helper() -> Finding:
