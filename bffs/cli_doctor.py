@@ -158,6 +158,7 @@ def _as_json(found: list[Finding], suggested: dict[str, str]) -> dict[str, objec
                 "level": finding.level,
                 "seen": finding.seen,
                 "fix": finding.fix or None,
+                **({"exit_code": finding.exit_code} if finding.level == "red" else {}),
                 **({"figures": dict(finding.figures)} if finding.figures else {}),
             }
             for finding in found
