@@ -79,7 +79,9 @@ class Patient:
         if len(found) == len(told["findings"]):
             return done.returncode, {each["name"]: each for each in found}
         codes = {each["exit_code"] for each in found if each["level"] == "red"}
-        return codes.pop() if len(codes) == 1 else len(codes), {each["name"]: each for each in found}
+        return codes.pop() if len(codes) == 1 else len(codes), {
+            each["name"]: each for each in found
+        }
 
     def _is_elses(self, found: Mapping[str, Any]) -> bool:
         """Whether it is a mount of another test that runs on this machine, dead or stopped."""
