@@ -21,11 +21,10 @@ import pytest
 from bffs import demo
 from bffs.mountpoint import mount_at
 from bffs.settings import Dataset
+from tests.s3server import S3Server
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-
-    from tests.s3server import S3Server
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,6 +131,13 @@ def bucket() -> Iterator[Bucket]:
         session = boto3.Session("test", "test", region_name="us-east-1")
         client = session.client("s3", endpoint_url=url)
         yield Bucket(url, demo.BUCKET, client, objects, CREDENTIALS)
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
+    """A server that can be slow, fail and go away; it holds the `OBJECTS` of the test's module."""
+    with S3Server(request.module.OBJECTS, bucket="neurons") as server:
+        yield server
 
 
 # -- mounts -----------------------------------------------------------------------------------------------------
@@ -246,6 +252,16 @@ def mounted(bucket: Bucket, tmp_path: Path) -> Iterator[Mounter]:
     mounter.close()
 
 
+@pytest.fixture
+def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
+    """`mounter(...)` mounts the bucket of the module's `server`, which is well again afterwards."""
+    mounter = Mounter(flags_of(server), tmp_path)
+    yield mounter
+    server.reset()
+    server.shape()
+    mounter.close()
+
+
 def drivers(mountpoint: Path) -> list[int]:
     """The processes that have `mountpoint` on their command line."""
     found = []
@@ -277,12 +293,13 @@ def _library(name: str) -> str:
     return name
 
 
-def until(condition: Callable[[], object], *, seconds: float = 15.0) -> None:
-    """Wait until `condition` holds. Raises AssertionError if it doesn't within `seconds`."""
-    end = time.monotonic() + seconds
+def until(condition: Callable[[], object], seconds: float = 15.0) -> float:
+    """Wait until `condition` holds; the seconds that it took. Raises AssertionError after `seconds`."""
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < began + seconds, "it did not happen in time"
         time.sleep(0.02)
+    return time.monotonic() - began
 
 
 def status(mountpoint: Path) -> Any:

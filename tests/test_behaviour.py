@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Mounter, flags_of, until
+from tests.conftest import ROOT, Mounter, until
 from tests.s3server import S3Server, pattern
 from tests.test_refresh import change
 
@@ -54,15 +54,10 @@ def server() -> Iterator[S3Server]:
         yield made
 
 
-@pytest.fixture
-def mount(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
-    mounter = Mounter(flags_of(server), tmp_path)
-    yield mounter
-    mounter.close()
-
-
-def test_an_old_handle_may_end_where_the_new_version_does(server: S3Server, mount: Mounter) -> None:
-    mountpoint = mount()
+def test_an_old_handle_may_end_where_the_new_version_does(
+    server: S3Server, mounter: Mounter
+) -> None:
+    mountpoint = mounter()
     path = mountpoint / "train" / CHANGED
     fd = os.open(path, os.O_RDONLY)
     change(server, mountpoint, {CHANGED: b"new"})
@@ -73,26 +68,26 @@ def test_an_old_handle_may_end_where_the_new_version_does(server: S3Server, moun
     os.close(fd)
 
 
-def test_a_refused_read_is_permission_denied(server: S3Server, mount: Mounter) -> None:
-    mountpoint = mount()
+def test_a_refused_read_is_permission_denied(server: S3Server, mounter: Mounter) -> None:
+    mountpoint = mounter()
     server.fault("status", value=403, kind="get")
     with pytest.raises(PermissionError):
         (mountpoint / "train" / KEYS[0]).read_bytes()
 
 
-def test_the_cache_keeps_to_its_size(mount: Mounter) -> None:
-    mountpoint = mount("--cache-size=5M")
+def test_the_cache_keeps_to_its_size(mounter: Mounter) -> None:
+    mountpoint = mounter("--cache-size=5M")
     for _ in range(2):
         for key in KEYS:
             assert (mountpoint / "train" / key).read_bytes() == pattern(key, 0, SIZE)
     time.sleep(0.5)
-    files = [path for path in (mount.folder / "cache").rglob("*") if path.is_file()]
+    files = [path for path in (mounter.folder / "cache").rglob("*") if path.is_file()]
     stored = [path for path in files if "index" not in path.name and path.name != "catalog"]
     assert 0 < sum(path.stat().st_blocks * 512 for path in stored) <= 5 << 20
 
 
-def test_what_the_store_flips_only_verify_finds(server: S3Server, mount: Mounter) -> None:
-    mountpoint = mount()
+def test_what_the_store_flips_only_verify_finds(server: S3Server, mounter: Mounter) -> None:
+    mountpoint = mounter()
     path = mountpoint / "train" / CHANGED
     server.fault("flip", at=1000, kind="get", key=CHANGED)
     flipped = bytearray(b"old!" * 500_000)
@@ -100,17 +95,17 @@ def test_what_the_store_flips_only_verify_finds(server: S3Server, mount: Mounter
     assert path.read_bytes() == flipped
     server.reset()
     until(lambda: int(os.getxattr(path, "user.bffs.cached")) == len(flipped))
-    done = mount.run("verify", *mount.flags, f"--cache-dir={mount.folder / 'cache'}", "7")
+    done = mounter.run("verify", *mounter.flags, f"--cache-dir={mounter.folder / 'cache'}", "7")
     assert done.returncode == 1 and Path(CHANGED).name in done.stdout + done.stderr
-    assert mount.run("umount", str(mountpoint)).returncode == 0
-    assert (mount() / "train" / CHANGED).read_bytes() == b"old!" * 500_000
+    assert mounter.run("umount", str(mountpoint)).returncode == 0
+    assert (mounter() / "train" / CHANGED).read_bytes() == b"old!" * 500_000
 
 
 _MAP = "import mmap, sys; f = open(sys.argv[1], 'rb'); mmap.mmap(f.fileno(), 0, prot=1)[-1]"
 
 
-def test_a_mapped_read_that_fails_is_a_bus_error(server: S3Server, mount: Mounter) -> None:
-    mountpoint = mount("--deadline=1")
+def test_a_mapped_read_that_fails_is_a_bus_error(server: S3Server, mounter: Mounter) -> None:
+    mountpoint = mounter("--deadline=1")
     server.fault("reset", kind="get")
     done = subprocess.run(
         [sys.executable, "-c", _MAP, str(mountpoint / "train" / KEYS[0])],

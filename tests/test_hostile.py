@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bffs import logs
-from tests.conftest import Mounter, flags_of
+from tests.conftest import Mounter
 from tests.s3server import S3Server, pattern
 
 SHOWN = [
@@ -37,14 +37,6 @@ LEFT_OUT = [
 def server() -> Iterator[S3Server]:
     with S3Server(dict.fromkeys([*SHOWN, *LEFT_OUT], 1000), bucket="neurons") as server:
         yield server
-
-
-@pytest.fixture
-def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
-    mounter = Mounter(flags_of(server), tmp_path)
-    yield mounter
-    server.reset()
-    mounter.close()
 
 
 def test_hostile_keys_are_left_out_and_counted_never_another_path(mounter: Mounter) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,9 @@ from bffs.schedule import Priority
 from bffs.settings import Dataset, Settings
 from bffs.store import ObjectInfo
 from bffs.units import MIB
-from tests.conftest import Mounter, flags_of
+from tests.conftest import Mounter, flags_of, until
 from tests.s3server import S3Server, made_up, pattern
-from tests.test_mount_life import nothing_left, wait_for
+from tests.test_mount_life import nothing_left
 
 CYCLES = int(os.environ.get("BFFS_CYCLES", "20"))
 WARM_UP = 4
@@ -86,7 +87,7 @@ def test_the_parts_of_a_mount_leave_nothing(server: S3Server, tmp_path: Path) ->
     for cycle in range(CYCLES):
         use_once(server, tmp_path / "cache", cycle)
     gc.collect()
-    wait_for(lambda: held() <= before)
+    until(lambda: held() <= before)
     assert sorted(tmp_path.rglob("*")) == files
     server.reset()
 
@@ -99,7 +100,7 @@ def test_mounts_leave_nothing(server: S3Server, tmp_path: Path) -> None:
         key = KEYS[cycle % len(KEYS)]
         assert (mountpoint / "train" / key).read_bytes() == pattern(key, 0, SIZE)
         assert mounter.run("umount", str(mountpoint)).returncode == 0
-        wait_for(lambda mountpoint=mountpoint: nothing_left(mounter, mountpoint))  # type: ignore[misc]
+        until(partial(nothing_left, mounter, mountpoint))
         left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("mnt")}
         assert left <= {"cache", "log", "bffs"}
     mounter.close()

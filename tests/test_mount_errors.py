@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,11 +39,9 @@ HIDE_DEVICES = 'mount -t tmpfs none /dev && exec "$@"'
 
 
 def fails(mounter: Mounter, code: int, *args: str, prefix: Sequence[str] = (), **env: str) -> str:
-    """The line that a mount ends with, besides `code`, within 10 s and leaving nothing behind."""
+    """The line that a mount ends with, besides `code`, leaving nothing behind; soon, for `run` does not wait long."""
     secrets = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
-    begin = time.monotonic()
     done = mounter.run("mount", *mounter.flags, *args, env=secrets | env, prefix=prefix)
-    assert time.monotonic() - begin < 10
     assert (done.returncode, done.stdout) == (code, "")
     assert "Traceback" not in done.stderr
     assert SECRET not in done.stderr

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,38 +15,12 @@ from pathlib import Path
 import pytest
 
 from bffs.mountpoint import mount_at
-from tests.conftest import Mounter, drivers, flags_of
+from tests.conftest import Mounter, drivers, until
 from tests.s3server import S3Server, pattern
 
 OBJECTS = {f"1/a-{number:04}.tif": 2_000_000 for number in range(1, 41)}
 FIRST = "1/a-0001.tif"
 SECRET = "a-secret-that-nobody-may-see"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    """A server that can be slow."""
-    with S3Server(OBJECTS, bucket="neurons") as server:
-        yield server
-
-
-@pytest.fixture
-def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
-    """Mounts of that server, near again after each test."""
-    mounter = Mounter(flags_of(server), tmp_path)
-    yield mounter
-    server.reset()
-    server.shape()
-    mounter.close()
-
-
-def wait_for(what: Callable[[], object], seconds: float = 15) -> float:
-    """Wait until `what` is true; returns the seconds that it took."""
-    begin = time.monotonic()
-    while not what():
-        assert time.monotonic() < begin + seconds, "waited in vain"
-        time.sleep(0.02)
-    return time.monotonic() - begin
 
 
 def is_mounted(mountpoint: Path) -> bool:
@@ -93,7 +66,7 @@ def test_unmount_and_nothing_is_left(mounter: Mounter) -> None:
     done = mounter.run("umount", str(mountpoint))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not is_mounted(mountpoint)
-    wait_for(lambda: nothing_left(mounter, mountpoint), 1)
+    until(lambda: nothing_left(mounter, mountpoint))
     assert list(mountpoint.iterdir()) == []
 
 
@@ -106,22 +79,20 @@ def test_ending_under_load(
     mountpoint = mounter()
     server.reset()
     if store == "slow":
-        server.shape(latency=0.2, per_connection=1e6, total=4e6)  # 20 s for all that is wanted
+        server.shape(latency=0.2, per_connection=3e5, total=1e6)  # 80 s for all that is wanted
     else:
-        server.fault("stall", value=30, at=100_000, kind="get")
+        server.fault("stall", value=100, at=100_000, kind="get")
     reading = readers(mountpoint)
-    wait_for(lambda: server.stats()["requests"].get("get", 0) >= 4)
-    begin = time.monotonic()
+    until(lambda: server.stats()["requests"].get("get", 0) >= 4)
     if how == "umount":
         done = mounter.run("umount", str(mountpoint))
         assert (done.returncode, done.stderr) == (0, "")
     else:
         (driver,) = drivers(mountpoint)
         os.kill(driver, signal.SIGTERM)
-    wait_for(lambda: nothing_left(mounter, mountpoint), 5)
-    assert time.monotonic() - begin < 5
+    until(lambda: nothing_left(mounter, mountpoint))  # 5 s on a machine that has time
     for reader in reading:
-        _, said = reader.communicate(timeout=5)
+        _, said = reader.communicate(timeout=15)
         assert reader.returncode != 0 and said  # an error, never a short file
 
 
@@ -130,7 +101,7 @@ def test_unmount_while_somebody_stands_in_it(mounter: Mounter) -> None:
     with subprocess.Popen(["sleep", "60"], cwd=mountpoint / "train") as sleeper:
         done = mounter.run("umount", str(mountpoint))
         assert (done.returncode, done.stderr) == (0, "")
-        wait_for(lambda: nothing_left(mounter, mountpoint), 1)
+        until(lambda: nothing_left(mounter, mountpoint))
         sleeper.kill()
 
 
@@ -159,11 +130,11 @@ def test_a_link_and_a_relative_path_name_the_same_mount(
 def test_a_signal_ends_a_foreground_mount(mounter: Mounter, number: signal.Signals) -> None:
     mountpoint = mounter.folder / "mnt"
     with mounter.start(mountpoint, "-f") as driver:
-        wait_for(lambda: is_mounted(mountpoint))
+        until(lambda: is_mounted(mountpoint))
         assert (mountpoint / "train" / FIRST).stat().st_size == OBJECTS[FIRST]
         assert driver.poll() is None
         driver.send_signal(number)
-        said, complaints = driver.communicate(timeout=5)
+        said, complaints = driver.communicate(timeout=15)
         assert (len(said.splitlines()), complaints) == (1, "")
         assert driver.returncode == 0
     assert nothing_left(mounter, mountpoint)
@@ -172,9 +143,9 @@ def test_a_signal_ends_a_foreground_mount(mounter: Mounter, number: signal.Signa
 def test_unmounting_ends_a_foreground_mount(mounter: Mounter) -> None:
     mountpoint = mounter.folder / "mnt"
     with mounter.start(mountpoint, "-f") as driver:
-        wait_for(lambda: is_mounted(mountpoint))
+        until(lambda: is_mounted(mountpoint))
         assert mounter.run("umount", str(mountpoint)).returncode == 0
-        said, complaints = driver.communicate(timeout=5)
+        said, complaints = driver.communicate(timeout=15)
         assert said.startswith(f"what is saved in {mountpoint} is kept in {mounter.folder}/")
         assert len(said.splitlines()) == 1 and complaints == ""
         assert driver.returncode == 0
@@ -188,11 +159,11 @@ def test_ctrl_c_during_the_listing(
     server.fault("stall", value=20, kind="list", key="1/")
     mountpoint = mounter.folder / "mnt"
     with mounter.start(mountpoint, *where) as command:
-        wait_for(lambda: server.stats()["requests"].get("list", 0) == 3)  # both roots, and 1/
+        until(lambda: server.stats()["requests"].get("list", 0) == 3)  # both roots, and 1/
         os.killpg(command.pid, signal.SIGINT)  # as the terminal does
-        assert command.communicate(timeout=5) == ("", "")
+        assert command.communicate(timeout=15) == ("", "")
         assert command.returncode == 130
-    wait_for(lambda: nothing_left(mounter, mountpoint), 1)
+    until(lambda: nothing_left(mounter, mountpoint))
 
 
 def test_signals_at_any_moment_of_the_start_end_it(mounter: Mounter, server: S3Server) -> None:
@@ -221,7 +192,7 @@ def crashed(mounter: Mounter) -> Path:
     (mountpoint / "train").stat()  # which the kernel remembers
     (driver,) = drivers(mountpoint)
     os.kill(driver, signal.SIGKILL)
-    wait_for(lambda: not drivers(mountpoint))
+    until(lambda: not drivers(mountpoint))
     with pytest.raises(OSError, match=r"not connected|connection abort"):
         next(mountpoint.iterdir())
     return mountpoint
@@ -251,7 +222,7 @@ def test_what_was_cached_before_a_crash_is_right(mounter: Mounter, server: S3Ser
         stderr=subprocess.DEVNULL,
     )
     with reader:
-        wait_for(lambda: server.stats()["sent"].get("get", 0) > 10_000_000)
+        until(lambda: server.stats()["sent"].get("get", 0) > 10_000_000)
         (driver,) = drivers(mountpoint)
         os.kill(driver, signal.SIGKILL)
     server.shape()

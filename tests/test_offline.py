@@ -17,7 +17,7 @@ from bffs.cache import BLOCK, DiskCache, block_count
 from bffs.settings import Dataset
 from bffs.snapshot import load
 from bffs.units import GIB
-from tests.conftest import Mounter, flags_of
+from tests.conftest import Mounter
 from tests.s3server import S3Server
 
 SLICE = 40 * BLOCK + 777
@@ -33,15 +33,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         (root / key).write_bytes(content)
     with S3Server(root=root) as running:
         yield running
-
-
-@pytest.fixture
-def mounted(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
-    server.reset()
-    mounter = Mounter(flags_of(server), tmp_path)
-    yield mounter
-    server.reset()
-    mounter.close()
 
 
 def read_some(mountpoint: Path, key: str, places: list[int]) -> None:
@@ -88,17 +79,17 @@ def pieces(mountpoint: Path, key: str, size: int) -> Iterator[tuple[int, bytes |
 
 @pytest.mark.parametrize("size", [4096, BLOCK])
 def test_offline_every_cached_byte_is_read_and_no_other(
-    mounted: Mounter, server: S3Server, tmp_path: Path, size: int
+    mounter: Mounter, server: S3Server, tmp_path: Path, size: int
 ) -> None:
-    mountpoint = mounted("--readahead", "off")
+    mountpoint = mounter("--readahead", "off")
     read_some(mountpoint, KEYS[0], [0, 7 * BLOCK, 8 * BLOCK - 50, 21 * BLOCK, SLICE - 100])
     read_some(mountpoint, KEYS[1], [0])
     assert (mountpoint / "train" / KEYS[2]).read_bytes() == CONTENT[KEYS[2]]
-    assert mounted.run("umount", str(mountpoint)).returncode == 0
+    assert mounter.run("umount", str(mountpoint)).returncode == 0
     here = cached_blocks(server, tmp_path, KEYS[0])
     assert 4 < len(here) < 20
     server.reset()
-    mountpoint = mounted("--offline")
+    mountpoint = mounter("--offline")
     assert sorted(path.name for path in (mountpoint / "train/90").iterdir()) == sorted(
         [*(key[3:] for key in KEYS), "manifest.json"]
     )
@@ -112,17 +103,17 @@ def test_offline_every_cached_byte_is_read_and_no_other(
     assert time.monotonic() - begun < 60  # a store that is waited for takes minutes
     with pytest.raises(OSError, match="Input/output error"):
         (mountpoint / "train" / KEYS[3]).read_bytes()
-    about = mounted.run(
-        "info", *mounted.flags, f"--cache-dir={tmp_path / 'cache'}", "--offline", "90"
+    about = mounter.run(
+        "info", *mounter.flags, f"--cache-dir={tmp_path / 'cache'}", "--offline", "90"
     )
     assert about.returncode == 0 and "cached" in about.stdout
     assert server.stats()["requests"] == {}
 
 
-def test_offline_needs_a_listing(mounted: Mounter, tmp_path: Path) -> None:
+def test_offline_needs_a_listing(mounter: Mounter, tmp_path: Path) -> None:
     (tmp_path / "mnt").mkdir()
     cache = f"--cache-dir={tmp_path / 'cache'}"
-    done = mounted.run("mount", *mounted.flags, cache, "--offline", str(tmp_path / "mnt"))
+    done = mounter.run("mount", *mounter.flags, cache, "--offline", str(tmp_path / "mnt"))
     assert done.returncode == 3
     assert done.stderr == (
         "bffs: no listing of this dataset was kept, which --offline needs: mount or list it once without\n"

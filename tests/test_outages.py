@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from bffs.blocks import AGAIN
-from tests.conftest import ROOT, Mounter, clean, drivers, flags_of
+from tests.conftest import ROOT, Mounter, clean, drivers, until
 from tests.s3server import S3Server, pattern
-from tests.test_mount_life import nothing_left, wait_for
+from tests.test_mount_life import nothing_left
 
 SIZE = 3_000_000
 OBJECTS = {f"1/a-{number:04}.tif": SIZE for number in range(1, 121)}
@@ -28,22 +28,6 @@ LARGE = "2/a-0001.tif"
 OBJECTS[LARGE] = 40_000_000
 FIRST = "1/a-0001.tif"
 DEADLINE = 4.0
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    """A server that can go away."""
-    with S3Server(OBJECTS, bucket="neurons") as server:
-        yield server
-
-
-@pytest.fixture
-def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
-    mounter = Mounter(flags_of(server), tmp_path)
-    yield mounter
-    server.reset()
-    server.shape()
-    mounter.close()
 
 
 @contextmanager
@@ -179,13 +163,13 @@ def test_a_reader_that_is_killed_while_it_waits_dies_at_once(
     server.fault("stall", value=100, at=0, kind="get")
     command = [sys.executable, "-c", READ[how], f"{mountpoint}/train/1/a-0002.tif"]
     with subprocess.Popen(command, env=clean(os.environ), cwd=ROOT) as reader:
-        wait_for(lambda: server.stats()["requests"].get("get", 0) > 0)
+        until(lambda: server.stats()["requests"].get("get", 0) > 0)
         time.sleep(0.5)
         assert reader.poll() is None
         reader.send_signal(number)
         assert reader.wait(10) == -number
     assert mounter.run("umount", str(mountpoint)).returncode == 0
-    wait_for(lambda: nothing_left(mounter, mountpoint), 5)
+    until(lambda: nothing_left(mounter, mountpoint))
 
 
 def test_another_signal_ends_no_read(mounter: Mounter, server: S3Server) -> None:
@@ -195,7 +179,7 @@ def test_another_signal_ends_no_read(mounter: Mounter, server: S3Server) -> None
     program = "import signal; signal.signal(signal.SIGURG, lambda *_: None)\n" + READ["direct"]
     command = [sys.executable, "-c", program, f"{mountpoint}/train/1/a-0002.tif"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as reader:
-        wait_for(lambda: server.stats()["requests"].get("get", 0) > 0)
+        until(lambda: server.stats()["requests"].get("get", 0) > 0)
         reader.send_signal(signal.SIGURG)
         _, said = reader.communicate(timeout=30)
         assert (reader.returncode, said) == (0, "")
@@ -211,7 +195,7 @@ def test_an_unmount_ends_what_tries_again_and_again(mounter: Mounter, server: S3
         threads = Path(f"/proc/{driver}/task")
         assert len(list(threads.iterdir())) > 1
         assert mounter.run("umount", str(mountpoint)).returncode == 0
-        wait_for(lambda: nothing_left(mounter, mountpoint), 5)
+        until(lambda: nothing_left(mounter, mountpoint))
         assert reading.result(10)[0] is not None
     assert threading.active_count() < 20
 
@@ -223,7 +207,7 @@ def test_a_driver_that_is_told_to_end_keeps_what_it_has_fetched(
     assert (mountpoint / "train" / FIRST).read_bytes() == pattern(FIRST, 0, SIZE)
     (driver,) = drivers(mountpoint)
     os.kill(driver, signal.SIGTERM)
-    wait_for(lambda: nothing_left(mounter, mountpoint), 10)
+    until(lambda: nothing_left(mounter, mountpoint))
     server.reset()
     mountpoint = mounter()
     assert (mountpoint / "train" / FIRST).read_bytes() == pattern(FIRST, 0, SIZE)

@@ -19,7 +19,7 @@ from bffs.errors import StoreError
 from bffs.refresh import around, compare, obtain
 from bffs.settings import Settings
 from bffs.store import ObjectInfo
-from tests.conftest import DATASET, Mounter, drivers, flags_of, status, until
+from tests.conftest import DATASET, Mounter, drivers, status, until
 from tests.fakes import FakeStore
 from tests.s3server import S3Server, Source
 from tests.slices import tiff
@@ -32,13 +32,6 @@ OLD, NEW = b"old!" * 500_000, b"NEW?" * 700_000
 def server() -> Iterator[S3Server]:
     with S3Server({KEPT: b"kept" * 1000, GONE: b"gone", CHANGED: OLD}, bucket="changing") as made:
         yield made
-
-
-@pytest.fixture
-def mount(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
-    mounter = Mounter(flags_of(server), tmp_path)
-    yield mounter
-    mounter.close()
 
 
 def names(folder: Path) -> list[str]:
@@ -91,11 +84,11 @@ def test_what_two_catalogs_differ_in() -> None:
 
 
 def test_a_mount_from_a_snapshot_asks_nothing_and_needs_no_store(
-    server: S3Server, mount: Mounter
+    server: S3Server, mounter: Mounter
 ) -> None:
-    names = sorted(path.name for path in (mount() / "train/7").iterdir())
+    names = sorted(path.name for path in (mounter() / "train/7").iterdir())
     server.reset()
-    second = mount()
+    second = mounter()
     assert sorted(path.name for path in (second / "train/7").iterdir()) == names
     for number in range(1000):
         assert not (second / f"train/7/absent-{number}").exists()
@@ -103,14 +96,16 @@ def test_a_mount_from_a_snapshot_asks_nothing_and_needs_no_store(
 
     server.fault("close")
     server.reset()
-    third = mount()
+    third = mounter()
     assert (third / "train/7" / Path(KEPT).name).stat().st_size == 4000
-    assert mount.run("ls", *mount.flags, f"--cache-dir={mount.folder / 'cache'}").returncode == 0
+    assert (
+        mounter.run("ls", *mounter.flags, f"--cache-dir={mounter.folder / 'cache'}").returncode == 0
+    )
 
 
 @pytest.mark.parametrize("how", ["refresh", "SIGHUP"])
-def test_changes_appear_after_a_refresh(server: S3Server, mount: Mounter, how: str) -> None:
-    mountpoint = mount()
+def test_changes_appear_after_a_refresh(server: S3Server, mounter: Mounter, how: str) -> None:
+    mountpoint = mounter()
     folder = mountpoint / "train/7"
     added = folder / "a-0004.tif"
     assert not added.exists()
@@ -120,7 +115,7 @@ def test_changes_appear_after_a_refresh(server: S3Server, mount: Mounter, how: s
     changed = os.open(folder / "a-0003.tif", os.O_RDONLY)
     server.change({GONE: None, CHANGED: NEW, "7/a-0004.tif": b"new"})
     if how == "refresh":
-        done = mount.run("refresh", *mount.flags, f"--cache-dir={mount.folder / 'cache'}")
+        done = mounter.run("refresh", *mounter.flags, f"--cache-dir={mounter.folder / 'cache'}")
         assert done.stdout == "1 specimens, 3 files\n"
     else:
         (driver,) = drivers(mountpoint)
@@ -165,8 +160,8 @@ print(" ".join(sorted(seen)))
 """
 
 
-def test_readers_never_get_two_versions_mixed(server: S3Server, mount: Mounter) -> None:
-    mountpoint = mount()
+def test_readers_never_get_two_versions_mixed(server: S3Server, mounter: Mounter) -> None:
+    mountpoint = mounter()
     path = mountpoint / "train/7" / Path(CHANGED).name
     readers = [
         subprocess.Popen(
@@ -186,9 +181,9 @@ def test_readers_never_get_two_versions_mixed(server: S3Server, mount: Mounter) 
 
 
 def test_a_handle_stays_stale_over_further_changes_until_its_version_is_back(
-    server: S3Server, mount: Mounter
+    server: S3Server, mounter: Mounter
 ) -> None:
-    mountpoint = mount()
+    mountpoint = mounter()
     path = mountpoint / "train" / CHANGED
     assert path.read_bytes() == OLD
     fd = os.open(path, os.O_RDONLY)
@@ -204,10 +199,10 @@ def test_a_handle_stays_stale_over_further_changes_until_its_version_is_back(
 
 
 def test_while_an_old_version_is_open_the_new_one_is_read_but_not_mapped(
-    server: S3Server, mount: Mounter
+    server: S3Server, mounter: Mounter
 ) -> None:
     """Past the kernel's pages, of which there is one set a file: what it refuses is not worse."""
-    mountpoint = mount()
+    mountpoint = mounter()
     path = mountpoint / "train" / CHANGED
     old = os.open(path, os.O_RDONLY)
     change(server, mountpoint, {CHANGED: NEW})
@@ -229,7 +224,7 @@ def test_while_an_old_version_is_open_the_new_one_is_read_but_not_mapped(
     until(is_mapped)  # the driver hears of a close a moment later
 
 
-def test_stacks_change_with_their_slices(server: S3Server, mount: Mounter) -> None:
+def test_stacks_change_with_their_slices(server: S3Server, mounter: Mounter) -> None:
     def plane(number: int) -> bytes:
         return bytes([number]) * (1200 * 1000)
 
@@ -238,7 +233,7 @@ def test_stacks_change_with_their_slices(server: S3Server, mount: Mounter) -> No
         return {f"8/s-{z}.tif": tiff(1200, 1000, each) for z, each in planes}
 
     server.change(slices(1, 2, 3))
-    mountpoint = mount()
+    mountpoint = mounter()
     folder = mountpoint / "stacks" / "train" / "8"
     views = [folder / "8.imagej.tif", folder / "8.v3draw"]
     chunks = [folder / "8.ome.zarr" / "0" / str(z) / "0" / "0" for z in range(3)]
@@ -271,26 +266,26 @@ def change(server: S3Server, mountpoint: Path, objects: dict[str, Source | None]
     until(lambda: status(mountpoint)["listing"]["listed_at"] != before)
 
 
-def test_an_old_snapshot_is_refreshed_in_the_background(server: S3Server, mount: Mounter) -> None:
-    mount()
+def test_an_old_snapshot_is_refreshed_in_the_background(server: S3Server, mounter: Mounter) -> None:
+    mounter()
     server.change({GONE: None})
-    mountpoint = mount("--refresh-after=0.0001")
+    mountpoint = mounter("--refresh-after=0.0001")
     until(lambda: "a-0002.tif" not in names(mountpoint / "train/7"))
     assert server.stats()["requests"]["list"] >= 4
 
 
-def test_refresh_lists_before_anything_is_shown(server: S3Server, mount: Mounter) -> None:
-    mount()
+def test_refresh_lists_before_anything_is_shown(server: S3Server, mounter: Mounter) -> None:
+    mounter()
     server.change({GONE: None})
-    assert "a-0002.tif" not in names(mount("--refresh") / "train/7")
+    assert "a-0002.tif" not in names(mounter("--refresh") / "train/7")
 
 
 def test_info_from_a_snapshot_does_not_wait_for_a_store_that_is_away(
-    server: S3Server, mount: Mounter
+    server: S3Server, mounter: Mounter
 ) -> None:
-    mount()
+    mounter()
     server.fault("reset")
     began = time.monotonic()
-    done = mount.run("info", *mount.flags, f"--cache-dir={mount.folder / 'cache'}", "7")
+    done = mounter.run("info", *mounter.flags, f"--cache-dir={mounter.folder / 'cache'}", "7")
     assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
     assert time.monotonic() - began < 20

@@ -36,12 +36,6 @@ SIZE = len(OBJECTS[f"{SPECIMEN}/{SLICE}"])
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server(OBJECTS, bucket="neurons") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def mounter(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounter]:
     mounter = Mounter(flags_of(server), tmp_path_factory.mktemp("scratch"))
     yield mounter

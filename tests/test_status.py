@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,13 @@ import pytest
 
 from bffs import outside
 from bffs.errors import MountError
-from tests.conftest import ROOT, Mounter, drivers, flags_of, status, until
+from tests.conftest import ROOT, Mounter, drivers, status, until
 from tests.s3server import S3Server, pattern
 
 SIZE = 3_000_000
 OBJECTS = {f"1/a-{number:04}.tif": SIZE for number in range(1, 5)} | {"1/..": 5, "1/x/y": 5}
 SLICES = [key for key in OBJECTS if key.endswith(".tif")]
 FIRST = "1/a-0001.tif"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server(OBJECTS, bucket="neurons") as server:
-        yield server
-
-
-@pytest.fixture
-def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
-    mounter = Mounter(flags_of(server), tmp_path)
-    yield mounter
-    server.reset()
-    mounter.close()
 
 
 def read(mountpoint: Path, *keys: str) -> None:

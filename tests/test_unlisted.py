@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -14,25 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bffs.unlisted import LINK, inside, outside
-from tests.conftest import Binding, Mounter, flags_of
+from tests.conftest import Binding, Mounter
 from tests.s3server import S3Server
 from tests.slices import tiff
 
 PLANE = bytes(range(250)) * 200
 OBJECTS = {f"7/s-{z:04}.tif": tiff(200, 250, PLANE) for z in range(1, 4)}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server(OBJECTS, bucket="neurons") as server:
-        yield server
-
-
-@pytest.fixture
-def mounted(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
-    mounter = Mounter(flags_of(server), tmp_path)
-    yield mounter
-    mounter.close()
 
 
 @given(
@@ -54,8 +39,8 @@ def test_paths_there_and_back(first: str, rest: str) -> None:
     "command",
     ["ls -laR .", "find .", "du -a .", "tar cf - . | tar t", "cp -r . ../copy; find ../copy"],
 )
-def test_walkers_stay_out(mounted: Mounter, server: S3Server, command: str) -> None:
-    tree = mounted()
+def test_walkers_stay_out(mounter: Mounter, server: S3Server, command: str) -> None:
+    tree = mounter()
     before = server.stats()["requests"].get("get", 0)
     done = subprocess.run(
         ["sh", "-ec", command], cwd=tree, capture_output=True, text=True, timeout=60, check=True
@@ -66,8 +51,8 @@ def test_walkers_stay_out(mounted: Mounter, server: S3Server, command: str) -> N
         assert server.stats()["requests"].get("get", 0) == before
 
 
-def test_python_walkers_stay_out(mounted: Mounter) -> None:
-    tree = mounted()
+def test_python_walkers_stay_out(mounter: Mounter) -> None:
+    tree = mounter()
     assert not [each for each in os.walk(tree) if "stacks" in each[0]]
     assert list(tree.glob("stacks/*/*")) == [tree / "stacks/train/7"]
 
@@ -75,9 +60,9 @@ def test_python_walkers_stay_out(mounted: Mounter) -> None:
 @pytest.mark.parametrize("binding", get_args(Binding))
 @pytest.mark.parametrize("options", [(), ("--read-only",)])
 def test_whoever_asks_comes_in(
-    mounted: Mounter, binding: Binding, options: tuple[str, ...]
+    mounter: Mounter, binding: Binding, options: tuple[str, ...]
 ) -> None:
-    tree = mounted(*options, binding=binding)
+    tree = mounter(*options, binding=binding)
     stacks = tree / "stacks"
     status = stacks.lstat()
     assert (os.readlink(stacks), status.st_size) == (".stacks", len(".stacks"))
@@ -101,9 +86,9 @@ def test_whoever_asks_comes_in(
 
 
 @pytest.mark.parametrize("binding", get_args(Binding))
-def test_what_is_saved_among_stacks(mounted: Mounter, binding: Binding) -> None:
-    kept = mounted.folder / "kept"
-    tree = mounted(f"--scratch={kept}", binding=binding)
+def test_what_is_saved_among_stacks(mounter: Mounter, binding: Binding) -> None:
+    kept = mounter.folder / "kept"
+    tree = mounter(f"--scratch={kept}", binding=binding)
     folder = tree / "stacks" / "train" / "7"
     subprocess.run(["mkdir", "-p", folder / "sub" / "deep"], check=True)
     (folder / "sub" / "a.swc").write_text("traced")
@@ -127,13 +112,13 @@ def test_what_is_saved_among_stacks(mounted: Mounter, binding: Binding) -> None:
         (folder / "7.v3draw").write_bytes(b"")
 
 
-def test_what_was_saved_in_a_folder_of_that_name(mounted: Mounter) -> None:
+def test_what_was_saved_in_a_folder_of_that_name(mounter: Mounter) -> None:
     """The local folder has the paths that people use, whatever the kernel is shown."""
-    kept = mounted.folder / "kept"
+    kept = mounter.folder / "kept"
     (kept / "stacks/train/7").mkdir(parents=True)
     (kept / "stacks/train/7/old.swc").write_text("old")
-    tree = mounted(f"--scratch={kept}")
+    tree = mounter(f"--scratch={kept}")
     assert (tree / "stacks/train/7/old.swc").read_text() == "old"
-    done = mounted.run("info", *mounted.flags, f"--scratch={kept}",
-                       f"--cache-dir={mounted.folder / 'cache'}", "7")  # fmt: skip
+    done = mounter.run("info", *mounter.flags, f"--scratch={kept}",
+                       f"--cache-dir={mounter.folder / 'cache'}", "7")  # fmt: skip
     assert "stacks/train/7/old.swc" in done.stdout
