@@ -7,15 +7,17 @@ The map: a module imports only from lines below its own, and modules that share 
     cli                           `bffs` itself: where its commands are, how each ends, exit codes
     cli_cache | cli_dataset | cli_doctor | cli_mount | cli_plot | cli_status  commands, each of its kind
     cli_options                   the options of all commands
+    dataset                       `bffs.open_dataset`: the dataset as arrays, without a mount
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
     saving                        the scratch layer of a mount, kept coherent with other mounts
     fuse | layout | scratch | status    mounting | specimens to folders | changes to what was saved | live figures
     metrics                       live figures for Prometheus
+    engine                        what reading needs, without a mount
     overlay | views | writing     tree and scratch folder as one | folders and files of stacks | requests that change
     advice | check_content | check_disk | check_fuse | check_store  options that fit | checks of `bffs doctor`
     findings                      what is wrong
-    dashboard | plots             figures of a mount for people | pictures of the dataset and of the cache
+    dashboard | plots | regions    figures of a mount for people | pictures | regions of stacks as reads
     adapter | inventory | linking    requests that read | what is cached of each specimen | a folder of links
     outside | progress | saved    a mount asked from outside | how far a long command is | what was saved
     unlisted                      `stacks` as a link, which programs that look at everything do not follow
@@ -52,4 +54,18 @@ The map: a module imports only from lines below its own, and modules that share 
     errors | units                the exception tree and the one errno table | sizes, names, times
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bffs.dataset import open_dataset as open_dataset
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`open_dataset` comes with its module when it is first asked for: commands are quick without."""
+    if name == "open_dataset":
+        from bffs.dataset import open_dataset
+
+        return open_dataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -124,6 +124,22 @@ def slice_header(content: Content) -> SliceHeader | None:
         return None
 
 
+def decode(data: bytes) -> Any:
+    """The first page of a slice as a numpy array, whatever its compression.
+
+    Raises ValueError with the reason, which may be a codec that is missing.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as parsed:
+            return parsed.pages.first.asarray()
+    except Exception as error:
+        if "imagecodecs" in str(error):
+            raise ValueError("its compression needs `pip install imagecodecs`") from error
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
 def item_size(dtype: str) -> int:
     """Bytes of a number of that numpy type."""
     return 1 if dtype == "bool" else int(dtype.lstrip("uintfloacmpex")) // 8

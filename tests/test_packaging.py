@@ -62,13 +62,14 @@ def test_the_map_names_every_module() -> None:
 def test_dependencies_are_what_is_imported() -> None:
     requires = declared()
     for_demo, for_pictures, for_metrics = {"demo.py", "drawing.py"}, {"plots.py"}, {"metrics.py"}
-    optional = for_demo | for_pictures | for_metrics
+    optional = for_demo | for_pictures | for_metrics | {"dataset.py"}
     needed = set().union(*(imported(file) for file in SOURCES if file.name not in optional))
     with_parts = {"botocore": "boto3", "urllib3": "boto3"}
     assert {with_parts.get(name, name) for name in needed} == requires[""] - BINDINGS
     needed_by_demo = set().union(*(imported(ROOT / "bffs" / name) for name in for_demo))
     assert needed_by_demo - {"botocore"} - requires[""] == requires["demo"]
     assert imported(ROOT / "bffs" / "plots.py") == requires["plot"]
+    assert imported(ROOT / "bffs" / "dataset.py") == requires["array"]
     assert imported(ROOT / "bffs" / "metrics.py") == requires["metrics"]
     assert requires["fusepy"] == {"fusepy"}
 
@@ -104,6 +105,7 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
     assert metadata["Version"] == bffs.__version__
     assert metadata["License-Expression"] == "MIT"
     assert set(metadata.get_all("Provides-Extra", [])) == {
+        "array",
         "bench",
         "demo",
         "fusepy",
