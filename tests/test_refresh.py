@@ -257,6 +257,30 @@ def test_stacks_change_with_their_slices(server: S3Server, mounter: Mounter) -> 
     assert not folder.exists() and "8" not in names(folder.parent)
 
 
+def test_a_stack_whose_slices_were_replaced_unseen_can_be_listed(
+    server: S3Server, mounter: Mounter
+) -> None:
+    """Nothing is known of its header, and the one that was listed is no more."""
+
+    def slices(number: int) -> dict[str, Source | None]:
+        return {f"8/s-{z}.tif": tiff(120, 100, bytes([number]) * 12_000) for z in (1, 2)}
+
+    server.change(slices(1))
+    mountpoint = mounter("--log-file", str(mounter.folder / "log"))
+    folder = mountpoint / "stacks" / "train" / "8"
+    server.change(slices(2))
+    (folder / "saved.txt").write_text("mine")
+    for _ in range(2):
+        assert names(folder) == ["saved.txt"]
+        with pytest.raises(OSError, match="Stale"):
+            (folder / "8.v3draw").stat()
+    said = (mounter.folder / "log").read_text()
+    assert said.count("stacks/train/8 shows no files until `bffs refresh` lists the bucket anew") == 1
+    change(server, mountpoint, {})
+    assert "8.v3draw" in names(folder) and "saved.txt" in names(folder)
+    assert (folder / "8.v3draw").read_bytes()[43:] == bytes([2]) * 24_000
+
+
 def change(server: S3Server, mountpoint: Path, objects: dict[str, Source | None]) -> None:
     """Change the bucket, and wait until the mount shows it."""
     server.change(objects)
