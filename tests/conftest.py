@@ -134,9 +134,17 @@ def bucket() -> Iterator[Bucket]:
 
 
 @pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
-    """A server that can be slow, fail and go away; it holds the `OBJECTS` of the test's module."""
-    with S3Server(request.module.OBJECTS, bucket="neurons") as server:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[S3Server]:
+    """A server that can be slow, fail and go away; it holds the `OBJECTS` of the test's module, and its `FILES`:
+    their ETags are MD5s."""
+    root = None
+    for key, content in getattr(request.module, "FILES", {}).items():
+        root = root or tmp_path_factory.mktemp("bucket")
+        (root / key).parent.mkdir(exist_ok=True)
+        (root / key).write_bytes(content)
+    with S3Server(getattr(request.module, "OBJECTS", {}), root=root, bucket="neurons") as server:
         yield server
 
 

@@ -29,22 +29,11 @@ from tests.s3server import S3Server
 
 SLICE = 300_000
 STACK = [f"90/s-{number:04}.tif" for number in range(1, 9)]
-CONTENT = {key: random.Random(key).randbytes(SLICE) for key in STACK}
-CONTENT |= {"90/90.swc": b"# tracing\n" * 30}
-CONTENT |= {f"100/s-{n:04}.tif": random.Random(n).randbytes(SLICE) for n in range(1, 4)}
+FILES = {key: random.Random(key).randbytes(SLICE) for key in STACK}
+FILES |= {"90/90.swc": b"# tracing\n" * 30}
+FILES |= {f"100/s-{n:04}.tif": random.Random(n).randbytes(SLICE) for n in range(1, 4)}
 
 Bffs = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A bucket whose ETags are MD5s, as those of real files are."""
-    root = tmp_path_factory.mktemp("bucket")
-    for key, content in CONTENT.items():
-        (root / key).parent.mkdir(exist_ok=True)
-        (root / key).write_bytes(content)
-    with S3Server(root=root) as running:
-        yield running
 
 
 @pytest.fixture
@@ -99,10 +88,10 @@ def test_warm_fetches_what_is_missing_and_only_that(bffs: Bffs, server: S3Server
     assert {key for key, _ in gets} == {STACK[2], STACK[4]}
     assert said(bffs("warm", "90")) == "train/90  8 of 8 slices, 2.3M of 2.3M, 100 %\n"
     sent = server.stats()["sent"]["get"]
-    assert sent == sum(len(CONTENT[key]) for key in [*STACK, "90/90.swc"])
+    assert sent == sum(len(FILES[key]) for key in [*STACK, "90/90.swc"])
     assert said(bffs("warm", "90", "--check")) == "train/90  8 of 8 slices, 2.3M of 2.3M, 100 %\n"
     assert said(bffs("warm", "train"))
-    assert server.stats()["sent"]["get"] == sum(map(len, CONTENT.values()))
+    assert server.stats()["sent"]["get"] == sum(map(len, FILES.values()))
 
 
 @pytest.mark.parametrize("text", ["", "5", "a:b", "1:2:3:4", "1:2:0", ":x"])
@@ -222,7 +211,7 @@ def test_warm_of_objects_that_have_changed(bffs: Bffs, server: S3Server) -> None
     try:
         error = said(bffs("warm", "90"), 1)
     finally:
-        server.change({STACK[3]: CONTENT[STACK[3]]})
+        server.change({STACK[3]: FILES[STACK[3]]})
     assert error.splitlines()[-1] == (
         "bffs: 1 files are no longer those that were listed: `bffs refresh`, and warm again"
     )
@@ -375,7 +364,7 @@ def test_all_who_tell_what_is_cached_agree(server: S3Server, tmp_path: Path, bff
         assert about["cached_bytes"] == sum(cached)  # with the header that `info` has read
         record = json.loads(said(bffs("cache", "--json")))["specimens"][0]
         assert record["cached_bytes"] == sum(cached)
-        assert paths[1].read_bytes() == CONTENT[STACK[1]]
+        assert paths[1].read_bytes() == FILES[STACK[1]]
         said(bffs("evict", "90"))
         assert [int(os.getxattr(path, "user.bffs.cached")) for path in paths] == [0] * 8
     finally:

@@ -22,17 +22,7 @@ from tests.s3server import S3Server
 
 SLICE = 40 * BLOCK + 777
 KEYS = [f"90/s-{number:04}.tif" for number in range(1, 5)]
-CONTENT = {key: random.Random(key).randbytes(SLICE) for key in KEYS}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    root = tmp_path_factory.mktemp("bucket")
-    for key, content in CONTENT.items():
-        (root / key).parent.mkdir(exist_ok=True)
-        (root / key).write_bytes(content)
-    with S3Server(root=root) as running:
-        yield running
+FILES = {key: random.Random(key).randbytes(SLICE) for key in KEYS}
 
 
 def read_some(mountpoint: Path, key: str, places: list[int]) -> None:
@@ -41,7 +31,7 @@ def read_some(mountpoint: Path, key: str, places: list[int]) -> None:
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         for place in places:
-            assert os.pread(fd, 100, place) == CONTENT[key][place : place + 100]
+            assert os.pread(fd, 100, place) == FILES[key][place : place + 100]
     finally:
         os.close(fd)
 
@@ -84,7 +74,7 @@ def test_offline_every_cached_byte_is_read_and_no_other(
     mountpoint = mounter("--readahead", "off")
     read_some(mountpoint, KEYS[0], [0, 7 * BLOCK, 8 * BLOCK - 50, 21 * BLOCK, SLICE - 100])
     read_some(mountpoint, KEYS[1], [0])
-    assert (mountpoint / "train" / KEYS[2]).read_bytes() == CONTENT[KEYS[2]]
+    assert (mountpoint / "train" / KEYS[2]).read_bytes() == FILES[KEYS[2]]
     assert mounter.run("umount", str(mountpoint)).returncode == 0
     here = cached_blocks(server, tmp_path, KEYS[0])
     assert 4 < len(here) < 20
@@ -93,11 +83,11 @@ def test_offline_every_cached_byte_is_read_and_no_other(
     assert sorted(path.name for path in (mountpoint / "train/90").iterdir()) == sorted(
         [*(key[3:] for key in KEYS), "manifest.json"]
     )
-    assert (mountpoint / "train" / KEYS[2]).read_bytes() == CONTENT[KEYS[2]]
+    assert (mountpoint / "train" / KEYS[2]).read_bytes() == FILES[KEYS[2]]
     begun = time.monotonic()
     for start, found in pieces(mountpoint, KEYS[0], size):
         if start // BLOCK in here:
-            assert found == CONTENT[KEYS[0]][start : start + size], start
+            assert found == FILES[KEYS[0]][start : start + size], start
         else:
             assert found == errno.EIO, start
     assert time.monotonic() - begun < 60  # a store that is waited for takes minutes
@@ -125,17 +115,17 @@ def test_a_mount_made_while_the_store_was_away_reads_on_when_it_comes_back(tmp_p
         port = reserved.getsockname()[1]
     flags = ["--endpoint-url", f"http://127.0.0.1:{port}", "--bucket", "bucket"]
     root = tmp_path / "bucket"
-    for key, content in CONTENT.items():
+    for key, content in FILES.items():
         (root / key).parent.mkdir(exist_ok=True, parents=True)
         (root / key).write_bytes(content)
     mounter = Mounter(flags, tmp_path)
     try:
         with S3Server(root=root, port=port):
             mountpoint = mounter()
-            assert (mountpoint / "train" / KEYS[0]).read_bytes() == CONTENT[KEYS[0]]
+            assert (mountpoint / "train" / KEYS[0]).read_bytes() == FILES[KEYS[0]]
             assert mounter.run("umount", str(mountpoint)).returncode == 0
         mountpoint = mounter("--refresh", "--deadline", "5s", "--log-file", str(tmp_path / "log"))
-        assert (mountpoint / "train" / KEYS[0]).read_bytes() == CONTENT[KEYS[0]]
+        assert (mountpoint / "train" / KEYS[0]).read_bytes() == FILES[KEYS[0]]
         begun = time.monotonic()
         with pytest.raises(OSError, match="Input/output error"):
             (mountpoint / "train" / KEYS[1]).read_bytes()
@@ -143,6 +133,6 @@ def test_a_mount_made_while_the_store_was_away_reads_on_when_it_comes_back(tmp_p
         with S3Server(root=root, port=port):
             time.sleep(2 * AGAIN)  # for which a read that has failed fails again at once
             for key in KEYS:
-                assert (mountpoint / "train" / key).read_bytes() == CONTENT[key]
+                assert (mountpoint / "train" / key).read_bytes() == FILES[key]
     finally:
         mounter.close()

@@ -275,7 +275,9 @@ def test_a_stack_whose_slices_were_replaced_unseen_can_be_listed(
         with pytest.raises(OSError, match="Stale"):
             (folder / "8.v3draw").stat()
     said = (mounter.folder / "log").read_text()
-    assert said.count("stacks/train/8 shows no files until `bffs refresh` lists the bucket anew") == 1
+    assert (
+        said.count("stacks/train/8 shows no files until `bffs refresh` lists the bucket anew") == 1
+    )
     change(server, mountpoint, {})
     assert "8.v3draw" in names(folder) and "saved.txt" in names(folder)
     assert (folder / "8.v3draw").read_bytes()[43:] == bytes([2]) * 24_000
