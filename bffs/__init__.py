@@ -5,9 +5,10 @@ The map: a module imports only from lines below its own, and modules that share 
 
     __main__                      `python -m bffs`
     cli                           `bffs` itself: where its commands are, how each ends, exit codes
-    cli_cache | cli_dataset | cli_doctor | cli_mount | cli_plot | cli_status  commands, each of its kind
+    cli_cache | cli_config | cli_dataset | cli_doctor | cli_mount | cli_plot | cli_status  commands, each of its kind
     cli_options                   the options of all commands
     dataset                       `bffs.open_dataset`: the dataset as arrays, without a mount
+    completing | manpage          what a shell offers for a word | the manual page, from the help
     demo                          a made-up dataset on a local S3 server, mounted
     mount                         composition root: build, mount, signal ready, serve, unmount, stop in reverse
     saving                        the scratch layer of a mount, kept coherent with other mounts
@@ -42,6 +43,7 @@ The map: a module imports only from lines below its own, and modules that share 
     catalog | s3                  a listing as specimens | listings and ranges of a bucket, tried again where it helps
     body | client | patience      an answer's body, received | the only import of boto3 | pauses, and what is a stall
     explain | unlinked            what went wrong with the store, in our words | files deleted while open
+    versions                      of bffs and of what it stands on
     beneath | binding | company   a folder that nothing leads out of | the only import of mfusepy | who else has it
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
     receiver                      bodies of many answers, received by one thread

@@ -43,6 +43,9 @@ _COMMANDS = {
     "status": "cli_status",
     "plot": "cli_plot",
     "doctor": "cli_doctor",
+    "config": "cli_config",
+    "completion": "cli_config",
+    "man": "cli_config",
 }
 """The module that has the command, as a function of that name."""
 
@@ -108,9 +111,10 @@ def _abandon_stdout() -> None:
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from bffs import __version__
+        from bffs.versions import versions
 
-        click.echo(f"bffs {__version__}")
+        for name, number in versions().items():
+            click.echo(f"{name} {number}")
         ctx.exit()
 
 
@@ -123,7 +127,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     expose_value=False,
     is_eager=True,
     callback=_print_version,
-    help="Show the version.",
+    help="Show the versions of bffs and its libraries.",
 )
 def main() -> None:
     """Show an S3 bucket of neuron image stacks as local files, read lazily."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bffs import completing
 from bffs.cli_options import Given, cache_of, catalog_of, command, table_option
 from bffs.errors import BffsError
 from bffs.settings import Settings
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from bffs.inventory import Holding
     from bffs.store import ObjectInfo
 
-_SPECIMENS = click.argument("names", metavar="ID...", nargs=-1, required=True)
+_SPECIMENS = click.argument(
+    "names", metavar="ID...", nargs=-1, required=True, shell_complete=completing.selections
+)
 
 
 @command()
@@ -187,7 +190,7 @@ def unpin(given: Given, names: tuple[str, ...]) -> None:
 
 
 @command()
-@click.argument("names", metavar="[ID]...", nargs=-1)
+@click.argument("names", metavar="[ID]...", nargs=-1, shell_complete=completing.selections)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.pass_obj
 def verify(given: Given, names: tuple[str, ...], as_json: bool) -> int:

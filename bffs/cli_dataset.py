@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bffs import completing
 from bffs.cli_options import Given, absolute, catalog_of, command, table_option
 from bffs.errors import BffsError
 from bffs.settings import Settings
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("names", metavar="[train|test|ID]...", nargs=-1)
+@click.argument(
+    "names", metavar="[train|test|ID]...", nargs=-1, shell_complete=completing.selections
+)
 @click.option(
     "--sort",
     type=click.Choice(["size", "id", "slices"]),
@@ -51,7 +54,7 @@ def ls(given: Given, names: tuple[str, ...], sort: str, form: str | None) -> Non
 
 
 @command()
-@click.argument("specimen_id", metavar="ID")
+@click.argument("specimen_id", metavar="ID", shell_complete=completing.specimens)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @table_option("offline")
 @table_option("scratch")
@@ -76,7 +79,7 @@ def info(given: Given, specimen_id: str, as_json: bool) -> None:
 
 
 @command()
-@click.argument("specimen_id", metavar="[ID]", required=False)
+@click.argument("specimen_id", metavar="[ID]", required=False, shell_complete=completing.specimens)
 @click.option("-o", "--output", metavar="FILE", callback=absolute, help="Write to this file.")
 @click.pass_obj
 def manifest(given: Given, specimen_id: str | None, output: Path | None) -> None:

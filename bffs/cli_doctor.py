@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bffs import completing
 from bffs.cli_options import Given, absolute, command, table_option
 from bffs.errors import BffsError, UsageError
 from bffs.precedence import origins, unknown_variables
@@ -30,7 +31,7 @@ _INDENT = 21
 
 
 @command()
-@click.argument("mountpoint", callback=absolute, required=False)
+@click.argument("mountpoint", callback=absolute, required=False, shell_complete=completing.folders)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.option("--allow-other", is_flag=True, help="Check what --allow-other of a mount needs.")
 @click.option(
@@ -83,8 +84,9 @@ def _examine(given: Given, mountpoint: Path | None, allow_other: bool) -> Iterat
 
     from bffs import check_disk, check_fuse
     from bffs.findings import bounded, green, red, yellow
+    from bffs.versions import versions
 
-    yield green("versions", _versions())
+    yield green("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))
     for line in unknown_variables(os.environ):
         yield yellow("environment", line, f"unset {line.split()[0]}")
     yield from bounded("FUSE", partial(check_fuse.check, allow_other=allow_other))
@@ -107,14 +109,6 @@ def _examine(given: Given, mountpoint: Path | None, allow_other: bool) -> Iterat
         yield finding
     if lets_in:
         yield from bounded("listing", partial(check_content.check, settings))
-
-
-def _versions() -> str:
-    import platform
-
-    from bffs import __version__
-
-    return f"bffs {__version__}, Python {platform.python_version()}, Linux {platform.release()}"
 
 
 def _suggested(settings: Settings, found: list[Finding]) -> dict[str, str]:

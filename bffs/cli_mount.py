@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from bffs import completing
 from bffs.cli_options import Given, absolute, catalog_of, command, table_option
 from bffs.settings import MountOptions
 
 
 @command()
-@click.argument("mountpoint", callback=absolute)
+@click.argument("mountpoint", callback=absolute, shell_complete=completing.folders)
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option("--read-only", is_flag=True, help="Let nothing be saved in the mount.")
 @table_option("scratch")
@@ -81,7 +82,7 @@ def mount(
 
 
 @command()
-@click.argument("mountpoint", callback=absolute)
+@click.argument("mountpoint", callback=absolute, shell_complete=completing.mounted)
 def umount(mountpoint: Path) -> None:
     """Unmount MOUNTPOINT, also after a crash."""
     from bffs.mount import unmount
@@ -90,8 +91,8 @@ def umount(mountpoint: Path) -> None:
 
 
 @command()
-@click.argument("specimen_id", metavar="ID")
-@click.argument("folder", metavar="DIR", callback=absolute)
+@click.argument("specimen_id", metavar="ID", shell_complete=completing.specimens)
+@click.argument("folder", metavar="DIR", callback=absolute, shell_complete=completing.folders)
 @click.pass_obj
 def link(given: Given, specimen_id: str, folder: Path) -> None:
     """Make DIR a folder of links to the files of one specimen.
@@ -110,7 +111,7 @@ def link(given: Given, specimen_id: str, folder: Path) -> None:
 
 
 @command()
-@click.argument("mountpoint", callback=absolute, required=False)
+@click.argument("mountpoint", callback=absolute, required=False, shell_complete=completing.folders)
 def demo(mountpoint: Path | None) -> int:
     """Mount a small made-up dataset from an S3 server of its own."""
     from bffs.demo import run_demo

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bffs import completing
 from bffs.errors import BffsError
 from bffs.options import OPTIONS, Option, absolute_path
 from bffs.precedence import resolve
@@ -48,10 +49,17 @@ def _raise_verbosity(ctx: click.Context, param: click.Parameter, value: int) -> 
     given.verbosity = max(-1, min(given.verbosity + change, 2))
 
 
+_COMPLETED = {"DIR": completing.folders, "PROFILE": completing.datasets}
+"""What a shell offers for the value of an option, by its metavar."""
+
+
 def _attributes(option: Option) -> dict[str, Any]:
     """An option of the table as click wants it described; its text is kept for `resolve`."""
     shown = f" [{option.default}]" if option.default and not option.in_profile else ""
-    kind: dict[str, Any] = {"metavar": option.metavar}
+    kind: dict[str, Any] = {
+        "metavar": option.metavar,
+        "shell_complete": _COMPLETED.get(option.metavar or ""),
+    }
     switch: dict[str, Any] = {"is_flag": True, "flag_value": "yes"}
     return {
         "type": str,

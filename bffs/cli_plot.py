@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bffs import completing
 from bffs.cli_options import Given, absolute, cache_of, catalog_of, command
 
 
@@ -17,6 +18,7 @@ from bffs.cli_options import Given, absolute, cache_of, catalog_of, command
     metavar="FILE",
     required=True,
     callback=absolute,
+    shell_complete=completing.files,
     help="The picture: a name that ends in .png, .svg or .pdf.",
 )
 @click.pass_obj

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from bffs import completing
 from bffs.cli_options import absolute, command
 
 SAMPLE = 0.5
@@ -22,7 +23,7 @@ EVERY = 1.0
 
 
 @command()
-@click.argument("mountpoint", callback=absolute)
+@click.argument("mountpoint", callback=absolute, shell_complete=completing.mounted)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch an object a line.")
 @click.option("--watch", is_flag=True, help="Show it anew each second, until Ctrl-C.")
 def status(mountpoint: Path, as_json: bool, watch: bool) -> None:

@@ -90,26 +90,30 @@ def read_profile(name_or_path: str) -> Profile:
     )
 
 
-def _profile_path(name_or_path: str) -> Traversable:
-    """The file of a profile. Raises UsageError where there is none."""
-    if name_or_path.endswith(".toml"):
-        return absolute_path(name_or_path)
-    folders: list[Traversable] = [
-        resources.files("bffs") / "data",
-        config_file().parent / "profiles",
-    ]
-    for folder in folders:
-        path = folder / f"{name_or_path}.toml"
-        if "/" not in name_or_path and path.is_file():
-            return path
-    known = sorted(
+def profile_names() -> list[str]:
+    """The profiles that are built in, and those of the user."""
+    return sorted(
         path.name.removesuffix(".toml")
-        for folder in folders
+        for folder in _profile_folders()
         if folder.is_dir()
         for path in folder.iterdir()
         if path.name.endswith(".toml")
     )
-    hint = did_you_mean(name_or_path, known)
+
+
+def _profile_folders() -> list[Traversable]:
+    return [resources.files("bffs") / "data", config_file().parent / "profiles"]
+
+
+def _profile_path(name_or_path: str) -> Traversable:
+    """The file of a profile. Raises UsageError where there is none."""
+    if name_or_path.endswith(".toml"):
+        return absolute_path(name_or_path)
+    for folder in _profile_folders():
+        path = folder / f"{name_or_path}.toml"
+        if "/" not in name_or_path and path.is_file():
+            return path
+    hint = did_you_mean(name_or_path, profile_names())
     raise UsageError(
         f"no dataset profile {name_or_path!r}; {hint} (a file's name must end in .toml)"
     )
