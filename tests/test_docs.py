@@ -350,7 +350,9 @@ def plain(line: str, home: Path) -> str:
 def test_what_commands_print_is_what_is_shown(owner: World, block: Block) -> None:
     owner.mount()
     for command, shown in sessions(block):
-        done = owner.shell(block.page, command)
+        # What is asked of the configuration is asked by somebody who uses the real store.
+        bare = "unset BFFS_ENDPOINT_URL; " if "bffs config" in command else ""
+        done = owner.shell(block.page, bare + command)
         if command in NOT_COMPARED:
             continue
         assert done.returncode == 0, done.stderr
