@@ -171,7 +171,7 @@ def run_demo(mountpoint: Path | None) -> int:
         driver = stack.enter_context(_driver(mountpoint, url, folder))
         _await_mount(driver, mountpoint)
         if driver.returncode is None:
-            _say(_what_to_try(mountpoint, url, sum(sizes)))
+            _say(_what_to_try(mountpoint, url, folder, sum(sizes)))
         with suppress(KeyboardInterrupt):
             driver.wait()
             return max(driver.returncode, 1) if driver.returncode else 0
@@ -263,17 +263,23 @@ def _location(url: str) -> list[str]:
     return ["--endpoint-url", url, "--bucket", BUCKET, "--no-sign-request"]
 
 
-def _what_to_try(mountpoint: Path, url: str, size: int) -> str:
+def _what_to_try(mountpoint: Path, url: str, kept: Path, size: int) -> str:
     first = _NEURONS[0]
     folder = mountpoint / "train" / first.id
     stack = mountpoint / "stacks" / "train" / first.id / f"{first.id}.imagej.tif"
     read = "import sys, tifffile; print(tifffile.imread(sys.argv[1]))"
-    commands = (
+    commands = [
         f"ls -lh {shlex.quote(str(folder))}",
         f"head {shlex.quote(str(folder / 'manifest.json'))}",
         shlex.join([sys.executable, "-c", read, str(folder / f"{first.stem}-0012.tif")]),
         shlex.join([*_bffs(), "ls", *_location(url)]),
-    )
+        shlex.join([*_bffs(), "status", str(mountpoint)]),
+    ]
+    if find_spec("matplotlib"):
+        cache = ["--cache-dir", str(kept / "cache")]
+        for what, place in (("sizes", _location(url)), ("cache", [*_location(url), *cache])):
+            picture = str(kept / f"{what}.png")
+            commands.append(shlex.join([*_bffs(), "plot", what, "-o", picture, *place]))
     return f"""
 Mounted at {mountpoint}: {format_size(size)} of slices and tracings, fetched as they are read.
 

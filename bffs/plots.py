@@ -54,10 +54,10 @@ def sizes(catalog: Catalog, path: Path) -> None:
         stacked=True,
         color=list(colours.values()),
         edgecolor="white",
-        label=[f"{split}: {len(gigabytes[split])} specimens" for split in catalog.splits],
+        label=[f"{split}: {_specimens(len(sizes))}" for split, sizes in gigabytes.items()],
     )
     above.set_ylabel("specimens")
-    above.set_title("Sizes of the stacks")
+    above.set_title("How many stacks are how large")
     above.yaxis.get_major_locator().set_params(integer=True)
     above.legend(frameon=False)
     rows = range(len(specimens))
@@ -71,6 +71,10 @@ def sizes(catalog: Catalog, path: Path) -> None:
         label = f" {format_size(specimen.slice_bytes)}, {len(specimen.slices)} slices"
         below.text(specimen.slice_bytes / GIB, row, label, va="center", fontsize=7)
     _name_rows(below, [specimen.id for specimen in specimens])
+    below.set_title("Each stack, the largest first")
+    below.tick_params(axis="x", top=True, labeltop=True)
+    below.grid(axis="x", alpha=0.3)
+    below.set_axisbelow(True)
     for axes in (above, below):
         axes.set_xlim(0, largest * 1.2)
         axes.set_xlabel("GiB")
@@ -86,7 +90,7 @@ def cache(holdings: Sequence[Holding], path: Path) -> None:
     if not shown:
         raise BffsError("nothing is cached yet, so there is nothing to draw; see `bffs warm`")
     longest = max(len(holding.slices) for holding in shown)
-    figure = _figure(1.5 + _ROW * len(shown))
+    figure = _figure(1.3 + _ROW * len(shown))
     axes = figure.subplots()
     table = [
         [here / max(1, obj.size) for obj, here in holding.slices]
@@ -113,12 +117,9 @@ def cache(holdings: Sequence[Holding], path: Path) -> None:
     _name_rows(axes, [f"{each.specimen.split}/{each.specimen.id}" for each in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("slice, by position in the stack")
-    axes.set_title("What is in the cache")
-    bar = figure.colorbar(
-        image, ax=axes, location="right", pad=0.22, shrink=min(1.0, 8 / len(shown))
-    )
-    bar.set_ticks([0, 0.5, 1], labels=["nothing", "half", "whole"])
-    bar.ax.tick_params(labelsize=7)
+    axes.set_title("What is in the cache", loc="left")
+    axes.tick_params(axis="x", labelsize=8)
+    _explain_shades(figure, image)
     _save(figure, path)
 
 
@@ -137,6 +138,21 @@ def _shades() -> Any:
 
     shades = LinearSegmentedColormap.from_list("here", ["#e8e8e8", "#9dbbd8", _COLOURS[0]])
     return shades.with_extremes(bad=(0, 0, 0, 0))
+
+
+def _explain_shades(figure: Any, image: Any) -> None:
+    """What the shades stand for, above the picture."""
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(color=image.cmap(share), label=f"{label} of the slice is here")
+        for share, label in ((0.0, "nothing"), (0.5, "half"), (1.0, "all"))
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=7)
+
+
+def _specimens(count: int) -> str:
+    return "1 specimen" if count == 1 else f"{count} specimens"
 
 
 def _step(largest: float) -> float:

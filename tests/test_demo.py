@@ -211,7 +211,10 @@ def test_it_mounts_and_leaves_nothing_behind(
         assert [shlex.split(command)[0] for command in commands[:2]] == ["ls", "head"]
         for command in commands:
             subprocess.run(command, env=env, shell=True, check=True, stdout=subprocess.DEVNULL)
-        assert len(commands) == 4
+        assert len(commands) == 7
+        drawn = [shlex.split(command) for command in commands[-2:]]
+        pictures = [words[words.index("-o") + 1] for words in drawn]
+        assert all(Path(each).read_bytes().startswith(b"\x89PNG") for each in pictures)
     finally:
         process.send_signal(end)
         code = process.wait(60)

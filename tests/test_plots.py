@@ -52,7 +52,12 @@ def texts_of(monkeypatch: pytest.MonkeyPatch, draw: Any, path: Path) -> list[str
 def test_the_picture_of_the_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sizes.png"
     texts = texts_of(monkeypatch, lambda path: plots.sizes(CATALOG, path), path)
-    assert {"Sizes of the stacks", "train: 2 specimens", "test: 1 specimens", "[3]"} <= set(texts)
+    assert {
+        "Each stack, the largest first",
+        "train: 2 specimens",
+        "test: 1 specimen",
+        "[3]",
+    } <= set(texts)
     assert " 40G, 40 slices" in texts
     with Image.open(path) as image:
         assert image.format == "PNG" and image.width > 1000
@@ -61,6 +66,7 @@ def test_the_picture_of_the_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_picture_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cache.png"
     texts = texts_of(monkeypatch, lambda path: plots.cache(HOLDINGS, path), path)
+    assert "half of the slice is here" in texts
     assert {"train/1", "test/[3]", " 20G of 40G, 50 %", " 3.0G of 12G, 25 %, pinned"} <= set(texts)
     with Image.open(path) as image:
         found: list[tuple[int, Any]] = image.convert("RGB").getcolors(1 << 24) or []
