@@ -35,7 +35,7 @@ import pytest
 import yaml
 
 from bffs.cli import main
-from tests.conftest import CREDENTIALS, ROOT, clean
+from tests.conftest import CREDENTIALS, ROOT, Bucket, clean
 from tests.s3server import LAYOUT, S3Server, Source
 from tests.slices import tiff
 
@@ -193,24 +193,31 @@ class World:
             )
 
 
-def world(folder: Path, server: S3Server) -> World:
-    tools, mountpoint = folder / "bin", folder / "neurons"
-    for each in (tools, mountpoint, folder / "results"):
-        each.mkdir(parents=True)
+def home(folder: Path, endpoint_url: str) -> dict[str, str]:
+    """An environment with a home of its own, in which `bffs` and `python` are those of this checkout."""
+    tools = folder / "bin"
+    tools.mkdir(parents=True)
     for name, module in {"bffs": "-m bffs", "python": "", "python3": ""}.items():
         (tools / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
         (tools / name).chmod(0o755)
-    env = {
+    return {
         **clean(os.environ),
         **CREDENTIALS,
         "HOME": str(folder),
         "XDG_RUNTIME_DIR": str(folder),
         "PATH": f"{tools}:{os.environ['PATH']}",
-        "BFFS_ENDPOINT_URL": server.endpoint_url,
+        "BFFS_ENDPOINT_URL": endpoint_url,
         "BFFS_VENV": sys.prefix,
-        "S": f"{mountpoint}/stacks/train/651806289/651806289",
     }
-    return World(folder, server, mountpoint, env)
+
+
+def world(folder: Path, server: S3Server) -> World:
+    mountpoint = folder / "neurons"
+    env = home(folder, server.endpoint_url)
+    for each in (mountpoint, folder / "results"):
+        each.mkdir()
+    stack = f"{mountpoint}/stacks/train/651806289/651806289"
+    return World(folder, server, mountpoint, {**env, "S": stack})
 
 
 @pytest.fixture(scope="module")
@@ -495,3 +502,41 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+# -- the notebook -----------------------------------------------------------------------------------------------
+
+NOTEBOOK = ROOT / "docs" / "neurons.ipynb"
+_EXECUTE = """
+import sys, nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], 4)
+nbclient.NotebookClient(notebook, timeout=100).execute()
+nbformat.write(notebook, sys.argv[2])
+"""
+
+
+def test_the_notebook_runs_against_the_demo_store(bucket: Bucket, tmp_path: Path) -> None:
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse on this machine")
+    notebook = json.loads(NOTEBOOK.read_text())
+    assert all(not cell.get("outputs") for cell in notebook["cells"]), "it is kept without outputs"
+    made = home(tmp_path, bucket.endpoint_url)
+    done = tmp_path / "done.ipynb"
+    command = [sys.executable, "-c", _EXECUTE, str(NOTEBOOK), str(done)]
+    try:
+        ran = subprocess.run(
+            command, env={**made, "BFFS_BUCKET": bucket.bucket}, cwd=tmp_path,
+            capture_output=True, text=True, check=False, timeout=110,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+    finally:
+        if os.path.ismount(tmp_path / "neurons"):
+            subprocess.run(["umount", "-l", tmp_path / "neurons"], check=False)
+    outputs = [
+        out for cell in json.loads(done.read_text())["cells"] for out in cell.get("outputs", [])
+    ]
+    text = "".join("".join(out.get("text", "")) for out in outputs)
+    pictures = [out["data"]["image/png"] for out in outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) == 2 and all(len(picture) > 10_000 for picture in pictures)
+    assert "5 specimens" in text and "specimens_manifest.json" in text and "prefetch" in text
+    assert "Traceback" not in text and "bffs: " not in text
