@@ -53,6 +53,7 @@ The map: a module imports only from lines below its own, and modules that share 
     profiles                      the files that options stand in
     options                       the table of options
     settings                      what was chosen, as values
+    fstab | notify                what mount(8) says | telling systemd how far we are
     errors | units                the exception tree and the one errno table | sizes, names, times
 """
 

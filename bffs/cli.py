@@ -18,6 +18,7 @@ import click
 
 from bffs.cli_options import Command, Given, common_options
 from bffs.errors import BffsError
+from bffs.fstab import be_at_home, is_from_mount, translated
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as a shell reports it."""
@@ -68,6 +69,20 @@ class _Group(click.Group):
             command: click.Command = getattr(module, cmd_name)
             return command
         return super().get_command(ctx, cmd_name)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if is_from_mount(args, _COMMANDS):
+            be_at_home()
+            args = translated(args, *self._flags_of("mount", ctx))
+        return super().parse_args(ctx, args)
+
+    def _flags_of(self, name: str, ctx: click.Context) -> tuple[set[str], set[str]]:
+        """The flags of a command that stand alone, and those with a value."""
+        command = self.get_command(ctx, name)
+        assert command is not None
+        options = [param for param in command.params if isinstance(param, click.Option)]
+        alone = {flag for param in options if param.is_flag for flag in param.opts}
+        return alone, {flag for param in options for flag in param.opts} - alone
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

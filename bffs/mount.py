@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from bffs import company, logs, metrics
+from bffs import company, logs, metrics, notify
 from bffs import mountpoint as mountpoints
 from bffs.errors import BffsError, MountError, UsageError
 from bffs.private import own_scratch_folder, scratch_folder
@@ -78,7 +78,13 @@ def mount(
     if options.foreground:
         if options.log_file is not None:
             logs.to_file(logs.made_private(options.log_file), options.verbosity)
-        _drive(settings, options, mountpoint, scratch, show_progress, say_where)
+
+        def ready() -> None:
+            say_where()
+            notify.tell("READY=1", f"STATUS=mounted at {mountpoint}")
+
+        notify.tell(f"STATUS=mounting at {mountpoint}")
+        _drive(settings, options, mountpoint, scratch, show_progress, ready)
         return 0
 
     log_file = logs.made_private(options.log_file)
@@ -297,6 +303,7 @@ def _drive(
             if saving is not None:
                 saving.look_again()
             refresher.now()
+        notify.tell("STOPPING=1", f"STATUS=unmounting {mountpoint}")
         if failure:
             raise failure[0]
 

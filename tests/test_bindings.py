@@ -98,11 +98,11 @@ class Ordinary:
         self.uid = account.pw_uid
         self.home = home
         self._account = account
-        self._python = python
+        self.python = python
 
     def run(self, *args: str, python: bool = True) -> subprocess.CompletedProcess[str]:
         """Run Python (or another program) with `args`."""
-        return as_user(self._account, [*(self._python if python else ()), *args], self.home)
+        return as_user(self._account, [*(self.python if python else ()), *args], self.home)
 
 
 def as_user(
