@@ -115,7 +115,7 @@ def _fork(drive: Callable[[Callable[[], None]], None]) -> int:
         os.close(writer)
         return _await_daemon(reader, pid)
     os.close(reader)
-    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and says so
     with os.fdopen(writer, "wb", buffering=0) as pipe:
         os._exit(_report(drive, pipe))
 
@@ -125,6 +125,8 @@ def _report(drive: Callable[[Callable[[], None]], None], pipe: BinaryIO) -> int:
     usable."""
 
     def ready() -> None:
+        # Not before: autofs lets those who mount pass by their process group, others wait for them.
+        os.setsid()
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(nothing, fd)

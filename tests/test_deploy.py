@@ -230,6 +230,34 @@ def test_home_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         assert os.environ["HOME"] == pwd.getpwuid(os.geteuid()).pw_dir
 
 
+def test_autofs(machine: Machine, root: list[str]) -> None:
+    """Mounted at the first look, unmounted when nobody has looked for the given time."""
+    if shutil.which("automount") is None or "autofs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("there is no autofs on this machine")
+    table = machine.folder / "auto.bffs"
+    table.write_text(machine.here(block("# /etc/auto.bffs")))
+    master = machine.here(block("/etc/auto.master.d/bffs.autofs"))
+    (machine.folder / "auto.master").write_text(
+        master.replace("/etc/auto.bffs", str(table)).replace("--timeout=3600", "--timeout=2")
+    )
+    with subprocess.Popen(
+        [*root, "setsid", "sh", "-c",
+         f"mount -t tmpfs none /run && mkdir /run/autofs && exec automount -f {machine.folder}/auto.master"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as automount:  # fmt: skip
+        try:
+            trigger = f"until findmnt -n -t autofs {machine.mountpoint}; do sleep 0.1; done"
+            assert machine.sh(f"timeout 20 sh -c {shlex.quote(trigger)}", root).returncode == 0
+            done = machine.sh(f"timeout 30 sha256sum {machine.mountpoint}/{SLICE}", root)
+            assert done.stdout.split()[:1] == [hashlib.sha256(CONTENT).hexdigest()], done.stderr
+            until(lambda: not drivers(machine.mountpoint), seconds=30)
+        finally:
+            for driver in drivers(machine.mountpoint):
+                os.kill(driver, signal.SIGKILL)
+            automount.terminate()
+            automount.wait(20)
+
+
 # -- systemd ----------------------------------------------------------------------------------------------------
 
 

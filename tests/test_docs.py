@@ -5,7 +5,7 @@
   here is in `NOT_RUN`, with the reason.
 - `console` blocks are run, and what they print is compared.
 - `python` blocks are run, `ijm` blocks by ImageJ.
-- `toml`, `ini`, `yaml`, `json`, `dockerfile`, `fstab` are parsed.
+- `toml`, `ini`, `yaml`, `json`, `dockerfile`, `fstab`, `autofs` are parsed.
 - Any other block fails, and so does an entry below that no block needs any more.
 
 Commands and options that are named in sentences and tables exist.
@@ -46,6 +46,7 @@ MOUNT = "/mnt/neurons"
 
 SYSTEM = "it changes the system"
 MISSING = "the program is not at hand"
+DEPLOYED = "tests/test_deploy.py runs it, where it changes nothing"
 NOT_RUN = {
     "scripts/test": "this test is part of it",
     "sudo apt-get install fuse3": SYSTEM,
@@ -56,6 +57,28 @@ NOT_RUN = {
     'pip install "napari[all]" napari-ome-zarr': "it needs a network",
     "napari --plugin napari-ome-zarr $S.ome.zarr": MISSING,
     "mpirun -n 4 ShuTuAutoTrace 651806289- ShuTu.Parameters.dat": MISSING,
+    "sudo python3 -m venv /opt/bffs": SYSTEM,
+    "sudo /opt/bffs/bin/pip install .": SYSTEM,
+    "sudo ln -sf /opt/bffs/bin/bffs /usr/local/bin/bffs": SYSTEM,
+    "sudo mkdir -p /mnt/neurons": SYSTEM,
+    "sudo mount -t fuse.bffs brightfield /mnt/neurons"
+    " -o ro,allow_other,cache-dir=/var/cache/bffs,cache-size=200G": DEPLOYED,
+    "sudo umount /mnt/neurons": DEPLOYED,
+    "sudo systemctl daemon-reload": SYSTEM,
+    "sudo systemctl enable --now bffs": SYSTEM,
+    "systemctl status bffs": SYSTEM,
+    "systemctl --user enable --now bffs": SYSTEM,
+    "mountpoint -q /mnt/neurons && exit 0": DEPLOYED,
+    "mkdir -p /mnt/neurons": DEPLOYED,
+    "exec bffs mount --allow-other --read-only --cache-dir /var/cache/bffs --cache-size 200G"
+    " --log-file /var/log/bffs.log /mnt/neurons": DEPLOYED,
+    'others=$(squeue --noheader --format %A --states running,completing --nodelist "$SLURMD_NODENAME"'
+    ' | grep -vcx "$SLURM_JOB_ID")': DEPLOYED,
+    '[ "$others" = 0 ] || exit 0': DEPLOYED,
+    "bffs umount /mnt/neurons || true": DEPLOYED,
+    "podman build -t bffs .": MISSING,
+    "podman run --rm --device /dev/fuse --cap-add SYS_ADMIN bffs doctor": MISSING,
+    "podman run --rm --device /dev/fuse --cap-add SYS_ADMIN -v bffs-cache:/var/cache/bffs bffs": MISSING,
     "npx http-server /mnt/neurons/stacks/train/651806289 --cors -p 9000": MISSING,
 }
 """Commands that aren't run, and why."""
@@ -427,6 +450,12 @@ def parse_dockerfile(text: str) -> None:
     assert "FROM" in words and set(words) <= set(INSTRUCTIONS.split())
 
 
+def parse_autofs(text: str) -> None:
+    """A line of a master map, or of a direct map: mountpoint, then map or options, then the rest."""
+    for line in text.splitlines():
+        assert line.startswith("#") or (line.startswith("/") and len(line.split()) == 3), line
+
+
 def parse_fstab(text: str) -> None:
     for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
@@ -440,6 +469,7 @@ PARSED: dict[str, Callable[[str], object]] = {
     "yaml": parse_yaml,
     "dockerfile": parse_dockerfile,
     "fstab": parse_fstab,
+    "autofs": parse_autofs,
 }
 
 
@@ -488,7 +518,7 @@ def test_commands_and_options_that_are_named_exist() -> None:
                     assert option in everywhere, f"{page}: {span}"
 
 
-FOREIGN = {"--apparent-size", "--cap-add", "--device", "--listing"}
+FOREIGN = {"--apparent-size", "--cap-add", "--device", "--listing", "--security-opt"}
 """Options of other programs."""
 
 
