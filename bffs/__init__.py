@@ -24,7 +24,7 @@ The map: a module imports only from lines below its own, and modules that share 
     unlisted                      `stacks` as a link, which programs that look at everything do not follow
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
     passthrough | pixels          what the kernel reads by itself | where the pixels of slices lie, and the proof
-    readahead                     what the Predictor wishes for, fetched
+    readahead | kernelahead       what the Predictor wishes for, fetched | what the kernel reads ahead
     shapes | stacks               what first slices look like, kept | pure: byte layouts of whole-stack files
     tiffhead                      what stands before the pixels of a TIFF that bffs makes
     tiff                          the only import of tifffile: what a slice's header says

@@ -27,6 +27,7 @@ from bffs.beneath import OpenFile
 from bffs.binding import binding, view_of
 from bffs.content import Content
 from bffs.errors import to_errno
+from bffs.kernelahead import KernelReadahead
 from bffs.passthrough import Passthrough, hand_out
 from bffs.tree import LIVE, Attributes, File, FileSystem, Folder, LocalAttributes, LocalFile, Node
 from bffs.unlisted import LINK, TARGET, inside, link_attributes
@@ -68,6 +69,9 @@ class Host(Protocol):
 
     passthrough: Passthrough | None
     """What the kernel reads by itself, if it does."""
+
+    kernel_readahead: KernelReadahead | None
+    """What it reads ahead, if that can be changed."""
 
     def connecting(self, connection: Any) -> None:
         """The kernel is about to connect; `connection` is libfuse 3's struct fuse_conn_info."""
@@ -266,7 +270,10 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
         shared = node.version != LIVE and (
             not self._session.changed or not self._is_open_in_another_version(node)
         )
-        self._answer_open(Open(node, node.open(), path), fip, keep=shared, direct=not shared)
+        content = node.open()
+        if self._session.kernel_readahead is not None:
+            self._session.kernel_readahead.suit(content)
+        self._answer_open(Open(node, content, path), fip, keep=shared, direct=not shared)
 
     def _answer_open(self, opened: Open, fip: Any, *, keep: bool, direct: bool) -> None:
         """Give a handle out: for the kernel to read by itself, with its pages kept or not, or

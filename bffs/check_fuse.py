@@ -155,7 +155,7 @@ def _readahead() -> Iterator[Finding]:
     for mount in _ours():
         with suppress(OSError, ValueError):
             kib = int(mount.readahead.read_text())
-            if kib < wanted:
+            if kib < mountpoints.PLANE_READ_AHEAD_KB:  # which the driver itself may have chosen
                 low = True
                 raising = f"echo {wanted} | {as_root('tee')} {mount.readahead}"
                 yield yellow(name, f"{kib} KiB at {mount.mountpoint}, {wanted} is faster", raising)

@@ -121,6 +121,7 @@ class MappedContent:
     `slice_content(index, stop, entered)` makes the content of one slice and is called when it is
     first read; it is `entered` where what comes before it in the file is read through the
     same handle. Which slice a byte is of is computed, so that files of any size cost the same.
+    `by_plane` if its readers mostly look at one of them and not at all.
     """
 
     def __init__(
@@ -131,7 +132,10 @@ class MappedContent:
         span: ByteRange,
         fill: int,
         slice_content: Callable[[int, int, bool], Content],
+        *,
+        by_plane: bool = False,
     ) -> None:
+        self.by_plane = by_plane
         self._head = head
         self._data_at = max(data_at, len(head))
         self._slices = slices

@@ -19,6 +19,7 @@ from typing import Any
 from bffs.adapter import MAX_BACKGROUND, Adapter, Open
 from bffs.binding import LIBFUSE, binding, keep_freed_memory
 from bffs.errors import MountError
+from bffs.kernelahead import KernelReadahead
 from bffs.passthrough import Passthrough, negotiate, why_not
 from bffs.tree import FileSystem
 from bffs.unlisted import outside
@@ -60,6 +61,7 @@ class Session:
     ) -> None:
         self.files = files
         self.passthrough: Passthrough | None = None
+        self.kernel_readahead: KernelReadahead | None = None
         self.why_no_passthrough = why_not() if pass_through else "it was not wished for"
         """What is missing for the kernel to read by itself, if anything is; final once the mount
         answers."""

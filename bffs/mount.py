@@ -34,6 +34,7 @@ from bffs.settings import MountOptions, Settings
 
 if TYPE_CHECKING:
     from bffs.catalog import Catalog
+    from bffs.kernelahead import KernelReadahead
     from bffs.tree import Folder
 
 log = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ def _drive(
             pass
         if not session.is_ready:
             raise failure[0] if failure else MountError("stopped before the mount was usable")
-        _raise_readahead(mountpoint)
+        session.kernel_readahead = _kernel_readahead(mountpoint)
         _say_passthrough(session.why_no_passthrough, options)
         ready()
         logs.write_stacks_on(signal.SIGUSR1)
@@ -391,14 +392,16 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _raise_readahead(mountpoint: Path) -> None:
-    """Raise the mount's kernel readahead, where this user may."""
+def _kernel_readahead(mountpoint: Path) -> KernelReadahead | None:
+    """The mount's kernel readahead, raised, where this user may."""
+    from bffs.kernelahead import KernelReadahead
+
     mounted = mountpoints.mount_at(mountpoint)
     if mounted is None:
-        return
-    knob, kib = mounted.readahead, mountpoints.READ_AHEAD_KB
+        return None
     try:
-        knob.write_text(str(kib))
+        return KernelReadahead(mounted.readahead)
     except OSError as error:
         why = "kernel readahead stays at its default (%s): as root, echo %d > %s"
-        log.info(why, error, kib, knob)
+        log.info(why, error, mountpoints.READ_AHEAD_KB, mounted.readahead)
+        return None

@@ -37,6 +37,11 @@ READ_AHEAD_KB = 1024
 """Kernel readahead of a mount; requests are 1 MiB with it, 128 KiB without, at twice the CPU
 time."""
 
+PLANE_READ_AHEAD_KB = 384
+"""That of files of which planes are looked at, see `kernelahead`: the kernel reads no more than 0.75 MiB past one.
+Reading all of such a file in order is as quick as with 1024 while it is fetched, and takes 20 % more CPU time from
+the disk cache."""
+
 UNMOUNT_WAIT = 5.0
 """Seconds that an unmounted driver has to end once told to; before, a fifth to do so by itself."""
 

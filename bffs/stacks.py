@@ -77,13 +77,14 @@ class Stack(NamedTuple):
 
 class StackFile(NamedTuple):
     """A file: `head` and zeros up to `data_at`, then bytes `start` to `stop` of the pixels of each
-    of `slices`, then `fill` zeros."""
+    of `slices`, then `fill` zeros. `by_plane` if programs look at one of its planes at a time."""
 
     head: bytes
     slices: range = range(0)
     pixels: ByteRange = ByteRange(0, 0)
     data_at: int = 0
     fill: int = 0
+    by_plane: bool = False
 
     @property
     def size(self) -> int:
@@ -204,7 +205,7 @@ def imagej(stack: Stack) -> StackFile:
     if layout.bytes >= CLASSIC:
         raise Unfit("a slice has 4 GiB or more")
     head = tiff_head(layout, [ROOM], layout.height, text=text, pixel_size=pixel_size)
-    return _stack_file(stack, head, ROOM)
+    return _stack_file(stack, head, ROOM)._replace(by_plane=True)
 
 
 def ome_tiff(stack: Stack) -> StackFile:
@@ -217,7 +218,7 @@ def ome_tiff(stack: Stack) -> StackFile:
     data_at = max(ROOM, data_at + -data_at % _ALIGNED)
     offsets = [data_at + z * layout.bytes for z in range(stack.depth)]
     head = tiff_head(layout, offsets, layout.height, text=text, big=True)
-    return _stack_file(stack, head, data_at)
+    return _stack_file(stack, head, data_at)._replace(by_plane=True)
 
 
 class Tile(NamedTuple):

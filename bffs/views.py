@@ -295,8 +295,9 @@ class _StackNode:
         return self._folder.version
 
     def open(self) -> Content:
-        head, slices, span, data_at, fill = self._make()
-        return MappedContent(head, data_at, slices, span, fill, self._folder.slice_content)
+        head, slices, span, data_at, fill, by_plane = self._make()
+        find = self._folder.slice_content
+        return MappedContent(head, data_at, slices, span, fill, find, by_plane=by_plane)
 
     def xattrs(self) -> dict[str, bytes]:
         return {}
