@@ -16,8 +16,9 @@ The map: a module imports only from lines below its own, and modules that share 
     metrics                       live figures for Prometheus
     engine                        what reading needs, without a mount
     overlay | views | writing     tree and scratch folder as one | folders and files of stacks | requests that change
-    advice | check_content | check_disk | check_fuse | check_store  options that fit | checks of `bffs doctor`
+    check_content | check_disk | check_fuse | check_store  checks of `bffs doctor`
     findings                      what is wrong
+    advice                        options that fit what was measured
     dashboard | plots | regions    figures of a mount for people | pictures | regions of stacks as reads
     adapter | inventory | linking    requests that read | what is cached of each specimen | a folder of links
     outside | progress | saved    a mount asked from outside | how far a long command is | what was saved

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bffs.settings import Settings
-from bffs.units import GIB, MIB
+from bffs.units import MIB, format_size_below
 
 NARROW = 4 * MIB
 WIDE = 200 * MIB
@@ -17,6 +17,10 @@ FEW, MANY = 8, 64
 
 AMPLE = 4
 """Times its size that a cache has room for before a larger one is suggested, of half the room."""
+
+
+SPARE = 2
+"""Times `--memory` that a machine should have: the rest is for Python, the kernel, and who reads."""
 
 
 def suggest(settings: Settings, figures: Mapping[str, float]) -> dict[str, str]:
@@ -33,15 +37,10 @@ def suggest(settings: Settings, figures: Mapping[str, float]) -> dict[str, str]:
         options["max_connections"] = str(MANY)
     room = figures.get("cache_room_bytes")
     if room is not None and room < settings.cache_size and room >= MIB:
-        options["cache_size"] = _size(room)
+        options["cache_size"] = format_size_below(room)
     elif room is not None and room > AMPLE * settings.cache_size:
-        options["cache_size"] = _size(room / 2)
+        options["cache_size"] = format_size_below(room / 2)
     free = figures.get("memory")
-    if free is not None and free < 2 * settings.memory:
-        options["memory"] = _size(max(64 * MIB, free / 4))
+    if free is not None and free < SPARE * settings.memory:
+        options["memory"] = format_size_below(max(64 * MIB, free / 4))
     return options
-
-
-def _size(size: float) -> str:
-    """A size not above `size`, in whole gigabytes or megabytes."""
-    return f"{int(size // GIB)}G" if size >= 10 * GIB else f"{int(size // MIB)}M"

@@ -25,8 +25,8 @@ WARM_UP = 0.5
 """Seconds until connections are made and up to speed."""
 
 MOST = 256 * MIB
-READERS = 8
-_PIECE = MIB
+READERS = 16
+_PIECE = 4 * MIB
 _PINGS = 5
 
 FAR = 0.5

@@ -13,13 +13,14 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from bffs import mountpoint as mountpoints
+from bffs.advice import SPARE
 from bffs.cache import DiskCache
 from bffs.errors import BffsError
 from bffs.findings import Finding, as_root, green, red, yellow
 from bffs.index import spare
 from bffs.private import is_own, is_own_dataset_folder, scratch_folder
 from bffs.settings import Settings
-from bffs.units import GIB, MIB, format_size
+from bffs.units import GIB, MIB, format_size, format_size_below
 
 PROBE = 64 * MIB
 PROBE_TIME = 1.0
@@ -60,7 +61,7 @@ def _cache(settings: Settings) -> Iterator[Finding]:
             figures=figures
         )
     elif room < settings.cache_size:
-        fewer = f"--cache-size {format_size(room)}"
+        fewer = f"--cache-size {format_size_below(room)}"
         seen = (
             f"{free}, less than the --cache-size {format_size(settings.cache_size)}; {_KEPT_FREE}"
         )
@@ -101,9 +102,9 @@ def _scratch(settings: Settings) -> Finding:
 def _memory(settings: Settings) -> Finding:
     name, free = "memory", _available()
     seen = f"{format_size(free)} available, --memory is {format_size(settings.memory)}"
-    if free < settings.memory + 256 * MIB:
-        less = max(64 * MIB, free // 4)
-        return yellow(name, seen, f"mount with --memory {less // MIB}M", memory=free)
+    if free < SPARE * settings.memory:
+        less = format_size_below(max(64 * MIB, free // 4))
+        return yellow(name, seen, f"mount with --memory {less}", memory=free)
     return green(name, seen, memory=free)
 
 

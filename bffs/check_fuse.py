@@ -197,7 +197,8 @@ def check_mountpoint(mountpoint: Path) -> Iterator[Finding]:
     try:
         mountpoints.check_folder(place)
     except MountError as error:
-        yield red(name, str(error), _folder_fix(place), _NO_FUSE)
+        said = str(error).partition(";")[0].partition(": use")[0]
+        yield red(name, said, _folder_fix(place), _NO_FUSE)
         return
     yield green(name, f"{place} is an empty folder")
 
@@ -208,10 +209,10 @@ def _folder_fix(place: Path) -> str:
     if mountpoints.mount_at(place) is not None:
         return as_root(f"umount {quoted}")
     if place.is_dir():
-        if os.access(place, os.W_OK) and any(place.iterdir()):
-            inside = shlex.quote(str(place / "neurons"))
-            return f"mkdir {inside} && bffs doctor {inside}"
-        return as_root(f"chown {os.geteuid()} {quoted}")
+        if not any(place.iterdir()):
+            return as_root(f"chown {os.geteuid()} {quoted}")
+        own = (place if os.access(place, os.W_OK) else Path.home()) / "neurons"
+        return f"mkdir -p {shlex.quote(str(own))} && bffs doctor {shlex.quote(str(own))}"
     parent = next(parent for parent in place.parents if parent.exists())
     if not parent.is_dir() or place.exists():
         return "choose another folder"

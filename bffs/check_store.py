@@ -120,8 +120,9 @@ def _tls(connection: socket.socket, host: str, client: Any, fix: str) -> Finding
         elif "ostname" not in why:
             fix = "export AWS_CA_BUNDLE=/path/to/the/certificate/of/your/proxy.pem"
         return red("TLS", f"{host} shows no certificate to trust: {why}", fix, _UNREACHABLE)
-    except ssl.SSLError as error:
-        speaks = f"{host} speaks no TLS ({error.reason}): http:// in place of https://?"
+    except (ssl.SSLError, TimeoutError) as error:
+        why = getattr(error, "reason", None) or "no answer in time"
+        speaks = f"{host} speaks no TLS ({why}): http:// in place of https://?"
         return red("TLS", speaks, fix, _UNREACHABLE)
     except OSError as error:
         return red("TLS", f"{host} breaks off: {reason(error)}", fix, _UNREACHABLE)

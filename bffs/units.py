@@ -43,6 +43,11 @@ def format_size(size: int) -> str:
     return f"{tenths / 10:.1f}{suffix}" if tenths < 100 else f"{math.ceil(value)}{suffix}"
 
 
+def format_size_below(size: float) -> str:
+    """The largest whole number of gigabytes, or below ten of them of megabytes, that is not above `size` bytes."""
+    return f"{int(size // GIB)}G" if size >= 10 * GIB else f"{int(size // MIB)}M"
+
+
 def parse_duration(text: str) -> float:
     """Seconds meant by `30s`, `5m`, `1.5h` or `90`. Raises ValueError for anything else."""
     match = _DURATION.fullmatch(text)

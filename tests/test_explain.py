@@ -362,3 +362,31 @@ def test_a_name_that_cannot_be_looked_up_is_named(monkeypatch: pytest.MonkeyPatc
         pytest.raises(StoreUnreachable, match=r"address of .*no-such-host.* can't be looked up"),
     ):
         list(store.list(""))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "headers"),
+    [
+        (400, "AuthorizationQueryParametersError", "the region 'x' is wrong; expecting 'eu-9'", {}),
+        (400, "AuthorizationHeaderMalformed", "", {"x_amz_bucket_region": "eu-9"}),
+        (301, "PermanentRedirect", "", {"x_amz_bucket_region": "eu-9"}),
+    ],
+)
+def test_a_wrong_region_is_named(
+    status: int, code: str, message: str, headers: dict[str, str]
+) -> None:
+    with (
+        scripted([refusing(status, code, message, **headers)]) as (url, _),
+        opened(url, sign_requests=False) as store,
+        pytest.raises(AccessDenied, match=r"^bucket bucket is in region eu-9: use --region eu-9$"),
+    ):
+        read(store)
+
+
+def test_a_signature_that_is_wrong_otherwise_is_no_matter_of_the_region() -> None:
+    with (
+        scripted([refusing(400, "AuthorizationHeaderMalformed")]) as (url, _),
+        opened(url, sign_requests=False) as store,
+        pytest.raises(AccessDenied, match="check the credentials"),
+    ):
+        read(store)
