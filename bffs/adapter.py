@@ -21,6 +21,7 @@ import os
 import stat
 import threading
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from bffs.beneath import OpenFile
@@ -28,7 +29,7 @@ from bffs.binding import binding, view_of
 from bffs.content import Content
 from bffs.errors import to_errno
 from bffs.kernelahead import KernelReadahead
-from bffs.passthrough import Passthrough, hand_out
+from bffs.passthrough import Inode, Passthrough, hand_out
 from bffs.tree import LIVE, Attributes, File, FileSystem, Folder, LocalAttributes, LocalFile, Node
 from bffs.unlisted import LINK, TARGET, inside, link_attributes
 
@@ -64,6 +65,9 @@ class Host(Protocol):
     handles: dict[int, Open]
     """What is open, by libfuse's number of the handle."""
 
+    posing: Collection[bytes]
+    """Paths that are to be taken for something else; see `Session.revoke`."""
+
     errors: Counter[str]
     """Failed reads, by the errno's name."""
 
@@ -97,7 +101,7 @@ class Open:
     """What a handle stands for: a folder's listing, or the content of a file, which process `pid`
     opened at `path`."""
 
-    __slots__ = ("content", "ino", "node", "path", "pid")
+    __slots__ = ("content", "inode", "node", "path", "pid")
 
     def __init__(
         self, node: Node, content: Content | OpenFile | None = None, path: bytes = b""
@@ -106,8 +110,8 @@ class Open:
         self.content = content
         self.path = path
         self.pid = binding.fuse_get_context()[2] if path else 0
-        self.ino = 0
-        """Of a file that is counted in `Passthrough`."""
+        self.inode: Inode | None = None
+        """What it is counted for in `Passthrough`."""
 
     def close(self) -> None:
         """Let go of the content."""
@@ -176,6 +180,9 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
 
     def _answer_getattr(self, path: bytes | None, buf: Any, fip: Any = None) -> None:
         ctypes.memset(buf, 0, ctypes.sizeof(binding.c_stat))
+        if self._session.posing and path in self._session.posing:
+            buf.contents.st_mode = stat.S_IFIFO
+            return
         self._fill(buf.contents, self._attributes(path, fip))
 
     def _attributes(self, path: bytes | None, fip: Any) -> Attributes:
@@ -295,10 +302,9 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
             return
         # Who asks for O_DIRECT first gets what he gets without passthrough: any alignment.
         may_begin = info.keep_cache and not info.flags & os.O_DIRECT
-        backing = passthrough.enter(ino, version, opened.content if may_begin else None)
-        opened.ino = ino
-        if backing:
-            hand_out(info, backing)
+        opened.inode = passthrough.enter(ino, version, opened.content if may_begin else None)
+        if opened.inode.backing:
+            hand_out(info, opened.inode.backing)
 
     def _is_open_in_another_version(self, node: File | LocalFile) -> bool:
         ino, version = node.attributes.ino, node.version
@@ -318,8 +324,8 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
     def release(self, path: bytes | None, fip: Any) -> None:
         """Forget a handle."""
         opened = self._handles.pop(fip.contents.fh)
-        if opened.ino and self._session.passthrough is not None:
-            self._session.passthrough.leave(opened.ino)
+        if opened.inode is not None and self._session.passthrough is not None:
+            self._session.passthrough.leave(opened.inode)
         opened.close()
 
     def readlink(self, path: bytes, buf: Any, size: int) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import stat
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bffs.binding import LIBFUSE, binding, keep_freed_memory
 from bffs.errors import MountError
 from bffs.kernelahead import KernelReadahead
 from bffs.passthrough import Passthrough, negotiate, why_not
-from bffs.tree import FileSystem
+from bffs.tree import FileSystem, inode
 from bffs.unlisted import outside
 from bffs.writing import WritableAdapter
 
@@ -38,6 +39,8 @@ MAX_THREADS = 512
 that is away must not keep an `ls` waiting, nor the news that a reader was killed."""
 
 _NOTIFY_INC_EPOCH = 8
+_POSES = 4
+"""Looks at a file that take the kernel's former inode of it away, whatever it remembered of the name."""
 
 
 class Session:
@@ -62,6 +65,7 @@ class Session:
         self.files = files
         self.passthrough: Passthrough | None = None
         self.kernel_readahead: KernelReadahead | None = None
+        self.posing: Collection[bytes] = ()
         self.why_no_passthrough = why_not() if pass_through else "it was not wished for"
         """What is missing for the kernel to read by itself, if anything is; final once the mount
         answers."""
@@ -130,6 +134,27 @@ class Session:
         for path in paths:
             forget(ctypes.c_void_p(self._fuse), os.fsencode(outside(path)))
         _increment_epoch()
+
+    def revoke(self, mountpoint: Path, paths: Iterable[str]) -> None:
+        """Make handles useless, with EIO, by which the kernel itself reads former versions of these
+        files. Never from a thread that answers a request.
+
+        Nothing says so to the kernel, but it gives an inode up that turns out to be of another kind,
+        and makes a new one when the name is next looked up.
+        """
+        if self.passthrough is None:
+            return
+        for path in paths:
+            if not self.passthrough.disown(inode(path)):
+                continue
+            self.posing = (os.fsencode(path),)
+            for _ in range(_POSES):
+                self.invalidate([path])
+                with suppress(OSError):
+                    found = os.lstat(f"{mountpoint}{path}")
+                    if not self.posing and not stat.S_ISFIFO(found.st_mode):
+                        break
+                self.posing = ()
 
     def trust(self, trusted: bool) -> None:
         """Let the kernel remember what it is told from now on, or not. What it has been told before is

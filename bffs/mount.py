@@ -34,6 +34,7 @@ from bffs.settings import MountOptions, Settings
 
 if TYPE_CHECKING:
     from bffs.catalog import Catalog
+    from bffs.fuse import Session
     from bffs.kernelahead import KernelReadahead
     from bffs.tree import Folder
 
@@ -69,10 +70,6 @@ def mount(
     metrics.check(options.metrics)
     scratch = None if read_only else _scratch_folder(settings, mountpoint)
 
-    def say_where() -> None:
-        if scratch is not None and options.verbosity >= 0:
-            print(f"what is saved in {mountpoint} is kept in {scratch}", flush=True)
-
     from bffs import fuse  # noqa: F401 - raises MountError where FUSE is missing, better now than forked
 
     logs.to_terminal(options.verbosity)
@@ -81,7 +78,6 @@ def mount(
             logs.to_file(logs.made_private(options.log_file), options.verbosity)
 
         def ready() -> None:
-            say_where()
             notify.tell("READY=1", f"STATUS=mounted at {mountpoint}")
 
         notify.tell(f"STATUS=mounting at {mountpoint}")
@@ -97,10 +93,7 @@ def mount(
 
         _drive(settings, options, mountpoint, scratch, show_progress, leave_terminal)
 
-    code = _fork(drive)
-    if not code:
-        say_where()
-    return code
+    return _fork(drive)
 
 
 def unmount(mountpoint: Path) -> None:
@@ -246,6 +239,7 @@ def _drive(
             if saving is not None:
                 saving.settle()
             blocks.retire(changed.gone, changed.new)
+            session.revoke(mountpoint, changed.paths)
             session.invalidate([*changed.paths, *refresh.around(changed.paths), *stacks])
             log.warning("the bucket has changed: %d files", len(changed.paths))
 
@@ -292,7 +286,8 @@ def _drive(
         if not session.is_ready:
             raise failure[0] if failure else MountError("stopped before the mount was usable")
         session.kernel_readahead = _kernel_readahead(mountpoint)
-        _say_passthrough(session.why_no_passthrough, options)
+        if options.verbosity >= 0:
+            _say_how(mountpoint, scratch, session)
         ready()
         logs.write_stacks_on(signal.SIGUSR1)
         refresher.start()
@@ -378,11 +373,13 @@ def _fuse_options(settings: Settings, options: MountOptions, read_only: bool) ->
     return chosen
 
 
-def _say_passthrough(why_not: str | None, options: MountOptions) -> None:
-    if why_not is not None:
-        log.info("no passthrough: %s", why_not)
-    elif options.verbosity >= 0:
+def _say_how(mountpoint: Path, scratch: Path | None, session: Session) -> None:
+    if scratch is not None:
+        print(f"what is saved in {mountpoint} is kept in {scratch}", flush=True)
+    if session.why_no_passthrough is None:
         print("what is cached whole is read by the kernel itself (passthrough)", flush=True)
+    else:
+        log.info("no passthrough: %s", session.why_no_passthrough)
 
 
 def _raise_file_limit() -> None:

@@ -6,7 +6,7 @@ those of the local file. Registering takes CAP_SYS_ADMIN.
 
 The kernel goes by the inode: while one handle is open that reads through the driver, another open must not pass
 through, nor the other way round, nor with another id; it answers EIO to a driver that gets this wrong. So the first
-open of an inode decides for all until the last handle is closed.
+open of an inode decides for all until the last handle is closed, or until the inode is disowned.
 
 Constants and layouts are those of <linux/fuse.h> and of libfuse 3.17's <fuse_common.h>; everything is off where they
 can't be relied on.
@@ -73,15 +73,16 @@ def negotiate(connection: Any) -> str | None:
     return None
 
 
-class _Inode:
+class Inode:
     """What is open of one file: in one version, all of it with one backing id or all with none, 0."""
 
-    __slots__ = ("backing", "handles", "version")
+    __slots__ = ("backing", "handles", "ino", "version")
 
-    def __init__(self, version: str, backing: int) -> None:
+    def __init__(self, ino: int, version: str, backing: int) -> None:
+        self.ino = ino
         self.version = version
         self.backing = backing
-        self.handles = 1
+        self.handles = 0
 
 
 class Passthrough:
@@ -90,7 +91,7 @@ class Passthrough:
     def __init__(self, device: int) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._inodes: dict[int, _Inode] = {}
+        self._inodes: dict[int, Inode] = {}
         self._why: str | None = None
         self.opened = 0
         """Handles that were opened to pass through."""
@@ -99,12 +100,8 @@ class Passthrough:
         """Handles opened so far to pass through, and files of which such are open now."""
         with self._lock:
             passing = sum(1 for inode in self._inodes.values() if inode.backing)
-        return {
-            "on": self._why is None,
-            "why_not": self._why,
-            "opened": self.opened,
-            "files": passing,
-        }
+        why = self._why
+        return {"on": why is None, "why_not": why, "opened": self.opened, "files": passing}
 
     def passes(self, ino: int, version: str) -> bool:
         """Whether the file is open and passes through. Raises ObjectChanged if it does so in another
@@ -114,45 +111,48 @@ class Passthrough:
         if inode is None or not inode.backing:
             return False
         if inode.version != version:
-            raise ObjectChanged(
-                "it is still open in its former version, which must be closed first"
-            )
+            raise ObjectChanged("it is still open in its former version, close that first")
         return True
 
-    def enter(self, ino: int, version: str, content: object) -> int:
-        """Count a new handle, which uses the kernel's pages, of a file; the backing id it passes
-        through with, or 0. May read all of a file to check it."""
+    def enter(self, ino: int, version: str, content: object) -> Inode:
+        """Count a new handle, which uses the kernel's pages, of a file that doesn't pass through in
+        another version. May read all of a file to check it."""
         with self._lock:
-            if self._join(ino):
-                return self._inodes[ino].backing
-        backing = self._register(content)
+            inode = self._inodes.get(ino)
+            if inode is not None:
+                return self._counted(inode)
+        made = Inode(ino, version, self._register(content))
         with self._lock:
-            if not self._join(ino):
-                self._inodes[ino] = _Inode(version, backing)
-                self.opened += bool(backing)
-                return backing
-            decided = self._inodes[ino].backing
-        self._forget(backing)
-        return decided
+            inode = self._inodes.setdefault(ino, made)
+            self._counted(inode)
+        if inode is not made:
+            self._forget(made.backing)
+        return inode
 
-    def leave(self, ino: int) -> None:
+    def leave(self, inode: Inode) -> None:
         """Count a handle off that was counted."""
         with self._lock:
-            inode = self._inodes[ino]
             inode.handles -= 1
             if inode.handles:
                 return
-            del self._inodes[ino]
+            if self._inodes.get(inode.ino) is inode:
+                del self._inodes[inode.ino]
         self._forget(inode.backing)
 
-    def _join(self, ino: int) -> bool:
-        """Whether something is open of it, to which a handle is now added; lock held."""
-        inode = self._inodes.get(ino)
-        if inode is None:
-            return False
+    def disown(self, ino: int) -> bool:
+        """Have nothing to do with what is open of a file any more, as its inode is about to be made
+        useless; whether it passes through."""
+        with self._lock:
+            inode = self._inodes.get(ino)
+            if inode is None or not inode.backing:
+                return False
+            del self._inodes[ino]
+            return True
+
+    def _counted(self, inode: Inode) -> Inode:
         inode.handles += 1
         self.opened += bool(inode.backing)
-        return True
+        return inode
 
     def _register(self, content: object) -> int:
         if self._why is not None or not isinstance(content, Backed):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bffs import snapshot, stacks
+from bffs import passthrough, snapshot, stacks
 from bffs.catalog import list_catalog
 from bffs.errors import StoreError
 from bffs.refresh import around, compare, obtain
@@ -142,20 +142,19 @@ import os, sys, time
 path, seconds = sys.argv[1], float(sys.argv[2])
 end, seen = time.monotonic() + seconds, set()
 while time.monotonic() < end:
-    fd = os.open(path, os.O_RDONLY)
-    size = os.fstat(fd).st_size
-    data = b""
     try:
-        while len(data) < size:
-            piece = os.pread(fd, 150_000, len(data))
-            if not piece:
-                break
-            data += piece
-        kinds = {data[at:at + 4] for at in range(0, len(data), 4)}
-        seen.add(b"".join(sorted(kinds)).decode())
+        with open(path, "rb", 0) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = b""
+            while len(data) < size:
+                piece = os.pread(file.fileno(), 150_000, len(data))
+                if not piece:
+                    break
+                data += piece
+            kinds = {data[at:at + 4] for at in range(0, len(data), 4)}
+            seen.add(b"".join(sorted(kinds)).decode())
     except OSError as error:
         seen.add(f"errno {error.errno}")
-    os.close(fd)
 print(" ".join(sorted(seen)))
 """
 
@@ -176,7 +175,9 @@ def test_readers_never_get_two_versions_mixed(server: S3Server, mounter: Mounter
         server.change({CHANGED: version})
         os.kill(driver, signal.SIGHUP)
     seen = [set(reader.communicate(timeout=60)[0].split()) for reader in readers]
-    assert set.union(*seen) <= {"old!", "NEW?", "errno", "116"}, seen
+    # What the kernel reads by itself fails with EIO, see `Session.revoke`.
+    stale = {"116"} if passthrough.why_not() else {"116", "5"}
+    assert set.union(*seen) <= {"old!", "NEW?", "errno"} | stale, seen
     assert {"old!", "NEW?"} <= set.union(*seen)
 
 

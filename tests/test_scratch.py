@@ -73,7 +73,7 @@ def kept(mounter: Mounter) -> Path:
 
 def test_what_is_saved_lies_in_a_plain_folder_and_is_there_next_time(mounter: Mounter) -> None:
     done = mounter.run("mount", *mounter.flags, str(made(mounter.folder / "one")))
-    (line,) = done.stdout.splitlines()
+    line, *_ = done.stdout.splitlines()
     assert done.returncode == 0 and done.stderr == ""
     where = Path(line.rpartition(" ")[2])
     assert where.parent == mounter.folder / ".local/share/bffs/scratch"
