@@ -181,7 +181,7 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
     def _answer_getattr(self, path: bytes | None, buf: Any, fip: Any = None) -> None:
         ctypes.memset(buf, 0, ctypes.sizeof(binding.c_stat))
         if self._session.posing and path in self._session.posing:
-            buf.contents.st_mode = stat.S_IFIFO
+            buf.contents.st_mode = stat.S_IFSOCK
             return
         self._fill(buf.contents, self._attributes(path, fip))
 
@@ -310,6 +310,7 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
         ino, version = node.attributes.ino, node.version
         return any(
             not isinstance(opened.node, Folder)
+            and (opened.inode is None or not opened.inode.is_disowned)
             and opened.node.attributes.ino == ino
             and opened.node.version != version
             for opened in tuple(self._handles.values())

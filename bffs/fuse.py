@@ -139,8 +139,9 @@ class Session:
         """Make handles useless, with EIO, by which the kernel itself reads former versions of these
         files. Never from a thread that answers a request.
 
-        Nothing says so to the kernel, but it gives an inode up that turns out to be of another kind,
-        and makes a new one when the name is next looked up.
+        There is no message that says so to the kernel, but it gives an inode up that turns out to be
+        of another kind, and makes a new one when the name is next looked up. So these files pose as
+        sockets for a moment; who opens one right then gets ENXIO.
         """
         if self.passthrough is None:
             return
@@ -152,7 +153,7 @@ class Session:
                 self.invalidate([path])
                 with suppress(OSError):
                     found = os.lstat(f"{mountpoint}{path}")
-                    if not self.posing and not stat.S_ISFIFO(found.st_mode):
+                    if not self.posing and not stat.S_ISSOCK(found.st_mode):
                         break
                 self.posing = ()
 

@@ -76,13 +76,14 @@ def negotiate(connection: Any) -> str | None:
 class Inode:
     """What is open of one file: in one version, all of it with one backing id or all with none, 0."""
 
-    __slots__ = ("backing", "handles", "ino", "version")
+    __slots__ = ("backing", "handles", "ino", "is_disowned", "version")
 
     def __init__(self, ino: int, version: str, backing: int) -> None:
         self.ino = ino
         self.version = version
         self.backing = backing
         self.handles = 0
+        self.is_disowned = False
 
 
 class Passthrough:
@@ -147,6 +148,7 @@ class Passthrough:
             if inode is None or not inode.backing:
                 return False
             del self._inodes[ino]
+            inode.is_disowned = True
             return True
 
     def _counted(self, inode: Inode) -> Inode:
