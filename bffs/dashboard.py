@@ -27,6 +27,9 @@ _MOST_PLACES = 5
 
 _LONGEST_REASON = 300
 
+_WAITING = 1.0
+"""Seconds after which a read is said to wait: until then it just reads."""
+
 _NO_ERRORS = "none"
 _STYLES = {"errors": "red", "failure": "yellow", "waiting": "yellow"}
 
@@ -46,8 +49,8 @@ def lines(before: Figures, after: Figures, width: int | None) -> Group:
         parts += ["", _specimens(after["specimens"])]
     if after["files"]:
         parts += ["", _files(after["files"], after["open"], width)]
-    if after["waiting"]:
-        parts += ["", _facts(_waits(after["waiting"]))]
+    if waits := _waits(after["waiting"]):
+        parts += ["", _facts(waits)]
     return Group(*parts)
 
 
@@ -190,7 +193,7 @@ def _files(files: Sequence[Figures], count: int, width: int | None) -> Table:
             _text(program),
             "?" if each["at"] is None else format_size(each["at"]),
             format_size(each["size"]),
-            "-" if waits is None else f"waits {waits:.0f} s",
+            "-" if waits is None else f"waits {waits:.0f} s" if waits >= _WAITING else "reads",
             _text(_shortened(each["path"], None if width is None else max(24, width - taken))),
         )
     return grid
@@ -200,7 +203,8 @@ def _waits(waiting: Sequence[Figures]) -> list[tuple[str, str]]:
     """For what reads wait, and why; the longest wait first."""
     longest: dict[str, Figures] = {}
     for each in sorted(waiting, key=lambda each: -each["seconds"]):
-        longest.setdefault(each["key"], each)
+        if each["seconds"] >= _WAITING or each["reason"]:
+            longest.setdefault(each["key"], each)
     facts = []
     for key, each in list(longest.items())[:_MOST_FILES]:
         reason = f": {each['reason'][:_LONGEST_REASON]}" if each["reason"] else ""

@@ -14,6 +14,7 @@ Commands and options that are named in sentences and tables exist.
 from __future__ import annotations
 
 import configparser
+import importlib
 import json
 import os
 import random
@@ -570,3 +571,29 @@ def test_the_notebook_runs_against_the_demo_store(bucket: Bucket, tmp_path: Path
     assert len(pictures) == 2 and all(len(picture) > 10_000 for picture in pictures)
     assert "5 specimens" in text and "specimens_manifest.json" in text and "prefetch" in text
     assert "Traceback" not in text and "bffs: " not in text
+
+
+# -- the pictures -----------------------------------------------------------------------------------------------
+
+
+def test_every_picture_is_shown_and_small() -> None:
+    shown = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text())
+    }
+    pictures = set((ROOT / "docs" / "pictures").iterdir())
+    assert shown == pictures and len(pictures) >= 6
+    assert all(picture.stat().st_size < 150_000 for picture in pictures)
+
+
+def test_pictures_can_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse on this machine")
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    picturing = importlib.import_module("picturing")
+    monkeypatch.setattr(picturing, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["picturing", "ls"])
+    picturing.main()
+    text = (tmp_path / "ls.svg").read_text()
+    assert text.startswith("<svg") and "665856925" in text and "http://cdn" not in text

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "bffs").glob("*.py"))
 SCRIPTS = [
     "scripts/_install.sh", "scripts/check", "scripts/coverage", "scripts/demo", "scripts/fuzz",
-    "scripts/soak", "scripts/test", ".ci/run",
+    "scripts/pictures", "scripts/soak", "scripts/test", ".ci/run",
 ]  # fmt: skip
 BINDINGS = {"mfusepy", "fusepy"}
 """Imported by name, at run time."""
