@@ -170,9 +170,9 @@ def run_demo(mountpoint: Path | None) -> int:
         sizes = upload(url, dataset())
         driver = stack.enter_context(_driver(mountpoint, url, folder))
         _await_mount(driver, mountpoint)
-        if driver.returncode is None:
-            _say(_what_to_try(mountpoint, url, folder, sum(sizes)))
         with suppress(KeyboardInterrupt):
+            if driver.returncode is None:
+                _say(_what_to_try(mountpoint, url, folder, sum(sizes)))
             driver.wait()
             return max(driver.returncode, 1) if driver.returncode else 0
         _say("Unmounting ...")
