@@ -14,7 +14,8 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ class Machine:
         self.write(
             self.program,
             f"#!/bin/sh\nexport PYTHONPATH={self.env['PYTHONPATH']} XDG_RUNTIME_DIR={folder} HOME={folder}\n"
+            "export BFFS_DATASET=lab\n"
             f'exec {shlex.join(python)} -m bffs "$@"\n',
         )
         self.env["PATH"] = f"{folder}/bin:{os.environ['PATH']}"
@@ -346,6 +348,88 @@ def test_systemd_has_nothing_against_the_units(machine: Machine, mark: str) -> N
         f"systemd-analyze verify --man=no --recursive-errors=no {shlex.join(how)} {path}"
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+SYSTEMD = "/lib/systemd/systemd"
+
+
+@pytest.fixture
+def manager(machine: Machine) -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
+    """A real systemd, of a user, which takes the machine to be booted with it; runs `systemctl --user`."""
+    if not os.path.exists(SYSTEMD):
+        pytest.skip("there is no systemd on this machine")
+    group = f"/sys/fs/cgroup/bffs-test-{os.getpid()}"
+    runtime = machine.folder / "run"
+    runtime.mkdir(mode=0o700)
+    env = f"XDG_RUNTIME_DIR={runtime} HOME={machine.folder}"
+    prepare = (
+        "mount -t tmpfs none /run && mkdir -p /run/systemd/system && umount -R /sys/fs/cgroup"
+        f" && mount -t cgroup2 none /sys/fs/cgroup && mkdir {group}"
+    )
+    with namespace(prepare) as prefix:
+        begin = f"echo $$ >{group}/cgroup.procs; exec env {env} {SYSTEMD} --user"
+        with subprocess.Popen(
+            [*prefix, "setsid", "sh", "-c", begin], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ) as systemd:  # fmt: skip
+
+            def control(words: str) -> subprocess.CompletedProcess[str]:
+                return machine.sh(f"{env} systemctl --user {words}", prefix)
+
+            try:
+                for _ in range(50):
+                    if control("is-system-running").stdout in ("running\n", "degraded\n"):
+                        break
+                    time.sleep(0.2)
+                else:
+                    pytest.skip("systemd can't run here")
+                yield control
+            finally:
+                control("stop bffs")
+                systemd.terminate()
+                systemd.wait(30)
+                machine.sh(f"find {group} -depth -type d -exec rmdir {{}} +", prefix)
+
+
+@pytest.mark.parametrize(
+    "mark", ["/etc/systemd/system/bffs.service", "~/.config/systemd/user/bffs.service"]
+)
+def test_systemd_runs_the_units(
+    machine: Machine, manager: Callable[[str], subprocess.CompletedProcess[str]], mark: str
+) -> None:
+    unit = machine.here(block(mark)).replace("%h/neurons", str(machine.mountpoint))
+    folder = machine.folder / ".config/systemd/user"
+    folder.mkdir(parents=True)
+    (folder / "bffs.service").write_text(unit.replace("RestartSec=10", "RestartSec=2"))
+
+    def look(script: str) -> str:
+        return manager(f"show -p ActiveState >/dev/null; {script}").stdout
+
+    def told(name: str) -> str:
+        return manager(f"show --value -p {name} bffs").stdout.strip()
+
+    here = f"sha256sum <{machine.mountpoint}/{SLICE}"
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert manager("daemon-reload").returncode == 0
+    done = manager("start bffs")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert look(here).startswith(digest)  # at once
+    assert (told("ActiveState"), told("StatusText")) == (
+        "active",
+        f"mounted at {machine.mountpoint}",
+    )
+    assert manager("reload bffs").returncode == 0
+    first = told("MainPID")
+    os.kill(int(first), signal.SIGKILL)
+    for _ in range(100):
+        if told("MainPID") not in (first, "0") and told("ActiveState") == "active":
+            break
+        time.sleep(0.3)
+    assert look(here).startswith(digest), manager("status bffs").stdout
+    assert told("NRestarts") == "1"
+    done = manager("stop bffs")
+    assert (done.returncode, told("ActiveState"), told("Result")) == (0, "inactive", "success")
+    assert look(f"mountpoint -q {machine.mountpoint} || echo gone") == "gone\n"
 
 
 # -- Slurm, containers ------------------------------------------------------------------------------------------
