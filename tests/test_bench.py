@@ -166,3 +166,23 @@ def test_names_are_measured_without_a_request(tmp_path: Path) -> None:
     assert all(value > 0 for value in values.values())
     assert "first ls -lR" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["names.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may drop the page cache")
+def test_what_is_local_is_measured(tmp_path: Path) -> None:
+    report = tmp_path / "local.json"
+    command = [sys.executable, "scripts/bench", "--local", "--short", f"--json={report}"]
+    done = subprocess.run(
+        [*command, f"--dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    values = {line["title"]: line["value"] for line in json.loads(report.read_text())}
+    assert values["hot: no passthrough, driver read"] == 0
+    assert (values["cold: passthrough, driver read"] == 0) == (passthrough.why_not() is None)
+    assert "saved: written, MB/s" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["local.json"]

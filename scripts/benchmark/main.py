@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.benchmark import figures, listing, report
+from scripts.benchmark import figures, listing, passing, report
 from scripts.benchmark.drivers import CEILING, DRIVERS, installed
 from scripts.benchmark.measure import Bench, Measurement
 from scripts.benchmark.plans import CASES, MIB, Case, Data, write_bases
@@ -51,6 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--plot", type=Path, help="draw the figures into this PNG file")
     parser.add_argument("--listing", action="store_true", help="names instead of bytes")
+    parser.add_argument("--local", action="store_true", help="what is on the local disk, as root")
     parser.add_argument("--short", action="store_true", help="small data: is everything working?")
     parser.add_argument("--keep", action="store_true", help="keep the working folder")
     options = parser.parse_args(arguments)
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: sys.exit(1))
     if options.listing:
         return _list(options)
+    if options.local:
+        return _read_local(options)
     console = Console(stderr=True, highlight=False)
     found = {driver.name: driver for driver in installed()}
     names = [CEILING, *found]
@@ -121,6 +124,19 @@ def _list(options: argparse.Namespace) -> int:
     listing.show(lines, Console(width=None if sys.stdout.isatty() else 200))
     if options.json:
         options.json.write_text(json.dumps(listing.as_json(lines), indent=4) + "\n")
+    return 0
+
+
+def _read_local(options: argparse.Namespace) -> int:
+    """Run `--local`."""
+    data = SHORT if options.short else DATA
+    data = Data(data.width, data.height, options.slices or min(data.slices, 60), data.bases)
+    with tempfile.TemporaryDirectory(prefix="bffs-bench-", dir=options.dir) as folder:
+        place = Path(folder).resolve()
+        lines = passing.run(place, data, runs=options.runs, request=options.request)
+    passing.show(lines, Console(width=None if sys.stdout.isatty() else 200))
+    if options.json:
+        options.json.write_text(json.dumps(passing.as_json(lines), indent=4) + "\n")
     return 0
 
 
