@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import tifffile
 
+from bffs import passthrough
 from scripts.benchmark import figures, main, plans
 from scripts.benchmark.drivers import Driver
 from scripts.benchmark.measure import Bench, Measurement

@@ -530,7 +530,7 @@ def test_commands_and_options_that_are_named_exist() -> None:
                     assert option in everywhere, f"{page}: {span}"
 
 
-FOREIGN = {"--apparent-size", "--cap-add", "--device", "--listing", "--security-opt"}
+FOREIGN = {"--apparent-size", "--cap-add", "--device", "--listing", "--local", "--security-opt"}
 """Options of other programs."""
 
 
