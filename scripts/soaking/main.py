@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,9 @@ SLACK = Holdings(48.0, 8, 48, 0.0)
 """What a driver may hold at its end more than it held at most in the first third of its life."""
 
 
+DEAD = ("not connected", "connection abort")
+"""What the kernel says of a mount whose driver is dead."""
+
 WARM_UP = 90.0
 """Seconds of life below which nothing is known of what a driver usually holds."""
 
@@ -51,6 +55,7 @@ class Soak:
     def __init__(self, options: argparse.Namespace, folder: Path, server: S3Server) -> None:
         self.findings: list[str] = []
         self.total = Report()
+        self.kills = 0
         self.longest: Counter[str] = Counter()
         self._folder = folder
         self._options = options
@@ -87,6 +92,13 @@ class Soak:
                 held.append(self._driver.holdings())
             self._watch(children)
             time.sleep(0.25)
+        if self._chance.random() < self._options.kills:
+            self.kills += 1
+            self.say("killing the driver while everybody reads")
+            self._driver.kill()
+            for child in children:
+                self._finish(child, killed=True)
+            return
         self._weather.change(WEATHERS[0])
         for child in children:
             self._finish(child)
@@ -95,9 +107,7 @@ class Soak:
         self._judge(early, last)
         self.say(f"driver at rest: {last.resident:.0f} MiB, {last.threads} threads, "
                  f"{last.descriptors} descriptors, {last.reserved:.1f} MiB reserved")  # fmt: skip
-        if self._chance.random() < 0.3:
-            self._driver.kill()
-        elif (wrong := self._driver.stop()) is not None:
+        if (wrong := self._driver.stop()) is not None:
             self.find(wrong)
 
     def find(self, what: str) -> None:
@@ -146,13 +156,16 @@ class Soak:
         self.find(f"{child.way}: {said} under way for {seconds:.0f} s; {self._driver.status()}")
         child.process.kill()
 
-    def _finish(self, child: Child) -> None:
-        """End a reader, and take its report."""
+    def _finish(self, child: Child, *, killed: bool = False) -> None:
+        """End a reader, and take its report. Of a driver that was `killed` nothing can be read any more;
+        who reads mapped pages then dies."""
         try:
             said, _ = child.process.communicate(timeout=LONGEST_EXCUSED)
         except subprocess.TimeoutExpired:
             self.find(f"reader {child.way} did not end: {child.diary.read_bytes()!r}")
             child.process.kill()
+            return
+        if not said and killed and child.process.returncode == -signal.SIGBUS:
             return
         if not said:
             self.find(f"reader {child.way} ended with {child.process.returncode} and no report")
@@ -163,6 +176,8 @@ class Soak:
         self.total.errors.update(report["errors"])
         self.longest[child.way] = max(self.longest[child.way], report["longest"])
         for wrong in report["wrong"]:
+            if killed and any(words in wrong for words in DEAD):
+                continue
             self.find(f"{child.way}: {wrong}")
         for began, seconds, what in report["slow"]:
             excused = self._weather.excuses(began, began + seconds)
@@ -187,6 +202,9 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     add("--load", type=float, default=20e6, help="bytes a second of each reader (default: 20e6)")
     add("--cache-size", default="150M", help="of 432 MB that are read (default: 150M)")
     add("--memory", default="64M", help="memory of the driver (default: 64M)")
+    add(
+        "--kills", type=float, default=0.3, help="share of mounts that end by a kill (default: 0.3)"
+    )
     add("--weather", type=float, default=20.0, help="seconds of a weather (default: 20)")
     add("--seed", type=int, default=int.from_bytes(os.urandom(3)), help="default: any")
     return parser.parse_args(arguments)
@@ -212,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "Traceback" in log:
             soak.find("tracebacks in the log:\n" + log[log.index("Traceback") - 300 :][:4000])
     longest = ", ".join(f"{way} {seconds:.1f}" for way, seconds in soak.longest.items())
-    print(f"{soak.total.operations} operations, {soak.total.bytes / 1e9:.2f} GB, errors "
+    print(f"{soak.total.operations} operations, {soak.total.bytes / 1e9:.2f} GB, {soak.kills} kills, errors "
           f"{dict(soak.total.errors)}, {len(soak.total.slow)} operations over {SLOW:.0f} s; "
           f"longest (s): {longest}")  # fmt: skip
     print(f"{len(soak.findings)} findings")
