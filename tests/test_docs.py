@@ -28,6 +28,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -537,6 +538,13 @@ FOREIGN = {"--apparent-size", "--cap-add", "--device", "--listing", "--local", "
 def test_every_page_is_named_in_the_readme() -> None:
     readme = PAGES[0].read_text()
     assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme] == []
+
+
+def test_every_module_is_named_to_developers() -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \|", (ROOT / "docs/development.md").read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([\w*]+)`", row)}
+    modules = {path.stem for path in (ROOT / "bffs").glob("*.py")} - {"__init__", "__main__"}
+    assert {m for m in modules if not any(fnmatch(m, pattern) for pattern in named)} == set()
 
 
 def test_links_lead_somewhere() -> None:
