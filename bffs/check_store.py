@@ -70,7 +70,7 @@ def _way(url: SplitResult, client: Any, origins: Mapping[str, Origin]) -> Iterat
     if proxy:
         via = urlsplit(proxy if "//" in proxy else f"//{proxy}")
         host, port = via.hostname or "", via.port or 80
-        fix = f"unset {url.scheme.upper()}_PROXY {url.scheme}_proxy, or set it to the right proxy"
+        fix = f"unset {url.scheme}_proxy {url.scheme.upper()}_PROXY"
     what = f"{'the proxy ' if proxy else ''}{host}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -176,7 +176,7 @@ def _refused(
     code = explained.exit_code if isinstance(explained, BffsError) else 1
     if isinstance(explained, NoSuchBucket):
         return red("bucket", str(explained), _other_bucket(settings, client, origins), code)
-    if region and f"region {region}" in str(explained):
+    if region:
         return red("region", str(explained), origins["region"].put_right(region), code)
     if isinstance(explained, AccessDenied):
         return red("credentials", str(explained), _other_credentials(settings, origins), code)

@@ -144,8 +144,10 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> boto.Client
 
 
 def expected_region(error: boto.ClientError) -> str:
-    """The region that the store says the bucket is in, "" where it doesn't."""
+    """The region that the store says the bucket is in, if it refuses another; else ""."""
     said = error.response.get("Error", {})
+    if said.get("Code") not in _ELSEWHERE:
+        return ""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     expecting = _EXPECTING.search(str(said.get("Message", "")))
     return str(
@@ -184,7 +186,7 @@ def _explain_refusal(error: boto.ClientError, where: Where) -> tuple[Exception, 
         return AccessDenied(
             f"{where.place} refuses requests of this time: set this computer's clock"
         ), False
-    if code in _ELSEWHERE and (region := expected_region(error)):
+    if region := expected_region(error):
         return AccessDenied(
             f"bucket {where.bucket} is in region {region}: use --region {region}"
         ), False

@@ -30,7 +30,7 @@ from cachetools import TTLCache
 from bffs.body import Body
 from bffs.client import READ_TIMEOUT, connect
 from bffs.errors import BadAnswer, ObjectChanged, StoreBusy, StoreError, StoreUnreachable
-from bffs.explain import Where, are_outdated, explain, refusal
+from bffs.explain import Where, are_outdated, expected_region, explain, refusal
 from bffs.patience import Pauses, Stalls
 from bffs.receiver import IS_POSSIBLE, Receiver
 from bffs.settings import Settings
@@ -147,6 +147,9 @@ class S3Store:
                     raise BadAnswer(f"{self._place} sends a page of more than {LARGEST_PAGE} bytes")
                 raise TimeoutError
         response._content = bytes(content)  # type: ignore[attr-defined]  # as its `content` does
+        refused = refusal(response.status_code, response.headers, response.content)
+        if expected_region(refused):
+            raise refused  # botocore would follow, but reads of objects can't
         return response
 
     # -- reading -----------------------------------------------------------------------------------------------

@@ -188,6 +188,8 @@ def test_a_wrong_region(patient: Patient) -> None:
     patient.env["BFFS_REGION"] = "us-east-1"
     found = patient.fails("region", code=4)
     assert "bucket neurons is in region eu-central-1" in found["seen"]
+    done = patient.sh(f"bffs mount {patient.home / 'mnt'}")
+    assert (done.returncode, done.stderr) == (4, f"bffs: {found['seen']}\n")
     patient.is_well(before=found["fix"])
 
 
@@ -323,6 +325,13 @@ def test_a_name_that_can_not_be_looked_up(patient: Patient) -> None:
     found = patient.fails("name", code=3)
     assert "nowhere.invalid can't be looked up" in found["seen"]
     assert found["fix"] == "connect this computer to a network: it has none"
+
+
+def test_a_proxy_that_is_not_there(patient: Patient) -> None:
+    patient.env["http_proxy"] = "http://127.0.0.1:9"
+    found = patient.fails("connection", code=3)
+    assert "the proxy 127.0.0.1 port 9: Connection refused" in found["seen"]
+    patient.is_well(before=found["fix"])
 
 
 def test_no_tls(patient: Patient, server: S3Server) -> None:
