@@ -22,8 +22,8 @@ from bffs.private import is_own, is_own_dataset_folder, scratch_folder
 from bffs.settings import Settings
 from bffs.units import GIB, MIB, format_size, format_size_below
 
-PROBE = 64 * MIB
-PROBE_TIME = 1.0
+PROBE = 32 * MIB
+PROBE_TIME = 0.5
 _STEP = 4 * MIB
 
 SLOW = 30 * MIB
