@@ -63,6 +63,10 @@ class Scratch(Overlay):
         assert isinstance(root, Folder)
         settle(self.disk, root)
 
+    def written(self, path: str) -> None:
+        """See `WritableFileSystem.written`."""
+        self._on_stale(path)
+
     def access(self, path: str, mode: int) -> None:
         """See `WritableFileSystem.access`."""
         node = self.find(path)

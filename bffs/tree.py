@@ -219,6 +219,11 @@ class WritableFileSystem(FileSystem, Protocol):
         """Rename; `flags` as for renameat2(2)."""
         ...
 
+    def written(self, path: str) -> None:
+        """The kernel has written to a file by itself, of that name when it was opened, through a
+        handle that is now closed; of what was written by mapping it does not know the time."""
+        ...
+
     def end_request(self) -> None:
         """The request that this thread was busy with has been answered."""
         ...

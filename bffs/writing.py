@@ -97,6 +97,14 @@ class WritableAdapter(Adapter):
             Open(node, content, path), fip, keep=self._session.is_trusted, direct=direct
         )
 
+    def release(self, path: bytes | None, fip: Any) -> None:
+        """Forget a handle."""
+        opened = self._handles[fip.contents.fh]
+        super().release(path, fip)
+        writing = fip.contents.flags & os.O_ACCMODE != os.O_RDONLY
+        if writing and opened.inode is not None and opened.inode.backing:
+            self._writable.written(os.fsdecode(opened.path))
+
     def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
         """Write from the kernel's buffer in place."""
         content = self._local(fip)

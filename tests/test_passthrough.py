@@ -316,6 +316,16 @@ def test_what_is_saved_passes_through(warm: Path) -> None:
     assert figures["opened"] == 4
 
 
+def test_the_time_of_a_mapped_write_shows(warm: Path) -> None:
+    path = warm / "train" / SPECIMEN / "mapped.bin"
+    path.write_bytes(bytes(10_000))
+    os.utime(path, (1, 1))
+    with path.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        assert path.stat().st_mtime == 1
+        mapped[:10] = b"x" * 10
+    until(lambda: path.stat().st_mtime > 1)
+
+
 # -- in the hands of chance ----------------------------------------------------------------------------------------
 
 
