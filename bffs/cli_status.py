@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +64,28 @@ def _stream(mountpoint: Path) -> None:
 
 
 def _watch(mountpoint: Path) -> None:
-    """Show it in place on a terminal, one after the other elsewhere."""
+    """Show it in place on a terminal, and leave the last look there; one after the other elsewhere."""
     from rich.console import Console
     from rich.live import Live
 
     from bffs import dashboard
 
     console = Console()
-    before: dict[str, Any] | None = None
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        for told in _looks(mountpoint):
-            if not console.is_terminal:
-                _print(before or told, told)
-                click.echo()
-            else:
-                live.update(dashboard.lines(before or told, told, console.width), refresh=True)
-            before = told
+    if not console.is_terminal:
+        for before, told in pairwise(chain((None,), _looks(mountpoint))):
+            assert told is not None
+            _print(before or told, told)
+            click.echo()
+        return
+    view: Any = ""
+    try:
+        with Live(console=console, auto_refresh=False, screen=True) as live:
+            for before, told in pairwise(chain((None,), _looks(mountpoint))):
+                assert told is not None
+                view = dashboard.lines(before or told, told, console.width)
+                live.update(view, refresh=True)
+    finally:
+        console.print(view)
 
 
 def _print(before: dict[str, Any], after: dict[str, Any]) -> None:

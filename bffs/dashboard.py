@@ -35,22 +35,17 @@ _STYLES = {"errors": "red", "failure": "yellow", "waiting": "yellow"}
 
 
 def lines(before: Figures, after: Figures, width: int | None) -> Group:
-    """All there is to see; paths are shortened to fit `width` columns, if it is given."""
+    """All there is to see, what changes first; paths are shortened to fit `width` columns, if it is given."""
     from rich.console import Group
 
-    parts: list[Any] = [
-        _facts(_heading(after)),
-        "",
-        _flows(before, after),
-        "",
-        _facts(_state(after)),
-    ]
+    parts: list[Any] = [_facts(_heading(after)), "", _flows(before, after), "", _facts(_now(after))]
     if after["specimens"]:
         parts += ["", _specimens(after["specimens"])]
     if after["files"]:
         parts += ["", _files(after["files"], after["open"], width)]
     if waits := _waits(after["waiting"]):
         parts += ["", _facts(waits)]
+    parts += ["", _facts(_standing(after))]
     return Group(*parts)
 
 
@@ -77,11 +72,11 @@ def _flows(before: Figures, after: Figures) -> Table:
     return grid
 
 
-def _state(told: Figures) -> list[tuple[str, str]]:
-    memory, queue, cache = told["memory"], told["queue"], told["cache"]
+def _now(told: Figures) -> list[tuple[str, str]]:
+    memory, queue = told["memory"], told["queue"]
     waiting = f"{_count(queue['demands'], 'demand')}, {_count(queue['streams'], 'stream')} ahead"
     coming = f"{format_size(queue['prefetching'])} on the way"
-    facts = [
+    return [
         ("prefetch", _prefetch(told)),
         ("queue", f"{waiting}, {coming}, {_count(queue['connections'], 'connection')}"),
         ("link", _link(told["link"])),
@@ -90,6 +85,12 @@ def _state(told: Figures) -> list[tuple[str, str]]:
         ("errors", _counted(told["errors"]) or _NO_ERRORS),
         ("memory", f"{format_size(memory['used'])} of {format_size(memory['limit'])}"),
     ]
+
+
+def _standing(told: Figures) -> list[tuple[str, str]]:
+    """What changes little."""
+    cache = told["cache"]
+    facts = []
     if "stored" in cache:
         cached = f"{format_size(cache['stored'])} of {format_size(cache['limit'])}"
         facts.append(("cache", f"{cached} in {_home(cache['folder'])}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -319,6 +320,29 @@ def test_watch_goes_on_until_it_is_interrupted(mounter: Mounter, flags: list[str
         process.send_signal(signal.SIGINT)
         _, complaint = process.communicate()
     assert (process.returncode, complaint) == (0, "")
+
+
+def test_watch_takes_a_terminal_and_leaves_the_last_look_on_it(mounter: Mounter) -> None:
+    mountpoint = mounter()
+    ours, theirs = os.openpty()
+    env = mounter.environment({"COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"})
+    with subprocess.Popen(
+        [sys.executable, "-m", "bffs", "status", "--watch", str(mountpoint)],
+        env=env, stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while shown.count(b"prefetch") < 3:
+            shown += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the other side is closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+    assert process.returncode == 0
+    during, _, after = shown.decode().partition("\x1b[?1049l")  # back from the alternate screen
+    assert "\x1b[?1049h" in during
+    assert "prefetch" in after and "listing" in after
 
 
 def test_watch_ends_with_the_mount(mounter: Mounter) -> None:
