@@ -376,6 +376,31 @@ def test_what_is_no_mount_of_bffs_is_named(mounter: Mounter, tmp_path: Path) -> 
         assert words in done.stderr and str(path) in done.stderr and done.stderr.count("\n") == 1
 
 
+_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from bffs import errors, outside
+os.setgid(65534), os.setuid(65534)
+try: outside.figures(Path(sys.argv[1]))
+except errors.MountError as error: print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_the_mount_of_another_user_is_named(mounter: Mounter) -> None:
+    mountpoint = mounter()
+    for folder in mountpoint.parents:  # else it is the way there that is forbidden
+        if folder.stat().st_uid == os.geteuid() and folder.is_relative_to("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, str(mountpoint)],
+        env=mounter.environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == (
+        f"{mountpoint} can't be asked: Permission denied; is it another user's?\n"
+    )
+
+
 def test_a_dead_mount_is_named(mounter: Mounter) -> None:
     mountpoint = mounter()
     for driver in drivers(mountpoint):
