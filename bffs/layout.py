@@ -40,19 +40,31 @@ def build(
     cache: DiskCache,
     choice: Choice,
     beside: Mapping[str, Node] = MappingProxyType({}),
+    former: Made | None = None,
 ) -> Folder:
-    """The root folder of a mount; `choice` is for its stacks, `beside` what else it holds."""
+    """The root folder of a mount; `choice` is for its stacks, `beside` what else it holds.
+
+    `former` is what was made for the catalog before, and afterwards what was made for this one. A
+    specimen that is as it was keeps its folders, and with them what they know of the names that the
+    kernel has seen: before Linux 6.16 it would not ask for these again when they change one day.
+    """
     listed = int(catalog.listed_at)
     entries: dict[str, Node] = dict(beside)
     stacks: dict[str, Node] = {}
+    former = {} if former is None else former
+    made: Made = {}
     for _, split in dataset.splits:
-        specimens = [
-            _SpecimenFolder(specimen, dataset, readahead, cache, choice)
-            for specimen in catalog.of_split(split)
-        ]
+        for specimen in catalog.of_split(split):
+            folder = former.get((split, specimen.id))
+            if folder is None or folder.specimen != specimen:
+                folder = _SpecimenFolder(specimen, dataset, readahead, cache, choice)
+            made[split, specimen.id] = folder
+        specimens = [folder for (of, _), folder in made.items() if of == split]
         entries[split] = _folder(f"/{split}", {s.id: s.folder for s in specimens}, listed)
         path = f"/{views.ROOT}/{split}"
         stacks[split] = _folder(path, {s.id: s.stack_folder for s in specimens}, listed)
+    former.clear()
+    former.update(made)
     entries[views.ROOT] = _folder(f"/{views.ROOT}", stacks, listed)
     entries[WHOLE_MANIFEST] = _Synthesized(
         f"/{WHOLE_MANIFEST}", listed, lambda: manifest.encode(manifest.whole_dataset(catalog))
@@ -113,7 +125,7 @@ class _SpecimenFolder:
         self.cache = cache
         self.blocks = readahead.blocks
         self.checker = readahead.checker
-        self._specimen = specimen
+        self.specimen = specimen
         self._readahead = readahead
         self._shapes = choice.shapes
         self._mtime = max(obj.mtime for obj in specimen.objects())
@@ -130,25 +142,25 @@ class _SpecimenFolder:
     @cached_property
     def follower(self) -> SpecimenReadahead:
         """What follows the readers of the slices, made when the first is opened."""
-        return self._readahead.specimen(self.path, self._specimen.slices)
+        return self._readahead.specimen(self.path, self.specimen.slices)
 
     @cached_property
     def _slice_layout(self) -> SliceLayout | None:
         """The layout of the first slice if it is known already; kept, as a manifest's size may not
         change."""
-        shape = self._shapes.known(self._specimen)
+        shape = self._shapes.known(self.specimen)
         return None if shape is None else shape.layout
 
     def _weigh(self) -> Weight:
-        objects = sum(obj.size for obj in self._specimen.objects())
+        objects = sum(obj.size for obj in self.specimen.objects())
         return Weight(objects + self._manifest.attributes.size, self._mtime, 0)
 
     def _entries(self) -> dict[str, Node]:
         entries: dict[str, Node] = {MANIFEST: self._manifest}
-        for index, obj in enumerate(self._specimen.slices):
+        for index, obj in enumerate(self.specimen.slices):
             entries[base_name(obj.key)] = _SliceFile(self, obj, index)
-        swc = [self._specimen.swc] if self._specimen.swc is not None else []
-        for obj in (*swc, *self._specimen.others):
+        swc = [self.specimen.swc] if self.specimen.swc is not None else []
+        for obj in (*swc, *self.specimen.others):
             entries[base_name(obj.key)] = _ObjectFile(self, obj)
         return entries
 
@@ -193,3 +205,7 @@ class _SliceFile(_ObjectFile):
 
     def open(self) -> Content:
         return self._folder.follower.content(self._index)
+
+
+Made = dict[tuple[str, str], _SpecimenFolder]
+"""Folders of specimens by split and id; see `build`."""

@@ -227,15 +227,17 @@ def _drive(
             ),
         )
 
+        made: layout.Made = {}
+
         def build(catalog: Catalog) -> Folder:
             beside = {FOLDER: status.folder}
-            return layout.build(catalog, settings.dataset, readahead, cache, choice, beside)
+            return layout.build(catalog, settings.dataset, readahead, cache, choice, beside, made)
 
         def change(before: Catalog, after: Catalog) -> None:
             changed = refresh.compare(before, after)
             session.changed = True
-            stacks = views.around(changed.paths, tree.root)
-            tree.root = build(after)
+            former, tree.root = tree.root, build(after)
+            stacks = views.around(changed.paths, former)
             if saving is not None:
                 saving.settle()
             blocks.retire(changed.gone, changed.new)

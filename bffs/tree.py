@@ -102,6 +102,11 @@ class Folder:
         made = self._entries()
         return {name: made[name] for name in sorted(made)} if isinstance(made, dict) else made
 
+    @property
+    def is_known(self) -> bool:
+        """Whether its entries have been asked for already."""
+        return "entries" in vars(self)
+
     def again(self) -> Folder:
         """The folder as it is now."""
         return self

@@ -74,9 +74,12 @@ def around(paths: Iterable[str], root: Folder) -> list[str]:
 
 
 def _paths(folder: Folder, path: str) -> Iterator[str]:
+    if isinstance(folder.entries, _Planes):
+        yield from (f"{path}/{each}" for each in folder.entries.seen())
+        return
     for name, node in folder.entries.items():
         yield f"{path}/{name}"
-        if isinstance(node, Folder):
+        if isinstance(node, Folder) and node.is_known:
             yield from _paths(node, f"{path}/{name}")
 
 
@@ -121,6 +124,48 @@ class _Views(Mapping[str, Node]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+class _Planes(Numbered):
+    """The folders of a Zarr array's planes, in which are those of bands, in which is a chunk each.
+
+    They are hundreds of thousands, made when they are looked up and then forgotten, but for having
+    been `seen`. `chunk` makes the file of plane z and band.
+    """
+
+    def __init__(
+        self,
+        array: ZarrArray,
+        folder: Callable[[str, Callable[[], Mapping[str, Node]], int], Folder],
+        chunk: Callable[[int, int], Node],
+        metadata: Node,
+    ) -> None:
+        super().__init__(array.stack.depth, self._plane, {".zarray": metadata})
+        self._bands = array.bands
+        self._folder = folder
+        self._chunk = chunk
+        self._planes_seen = bytearray(array.stack.depth)
+        self._bands_seen = bytearray(array.stack.depth * array.bands)
+
+    def _plane(self, z: int) -> Folder:
+        self._planes_seen[z] = 1
+        return self._folder(
+            f"{z}", lambda: Numbered(self._bands, partial(self._band, z)), self._bands
+        )
+
+    def _band(self, z: int, band: int) -> Folder:
+        self._bands_seen[z * self._bands + band] = 1
+        return self._folder(f"{z}/{band}", lambda: Numbered(1, lambda _: self._chunk(z, band)), 0)
+
+    def seen(self) -> Iterator[str]:
+        """Paths below the array of what anybody has looked up or listed."""
+        yield from self._beside
+        yield from (str(z) for z, seen in enumerate(self._planes_seen) if seen)
+        at = -1
+        while (at := self._bands_seen.find(1, at + 1)) >= 0:
+            z, band = divmod(at, self._bands)
+            yield f"{z}/{band}"
+            yield f"{z}/{band}/0"
 
 
 class StackFolder:
@@ -224,24 +269,15 @@ class StackFolder:
         return self._folder(path, lambda: entries, 1)
 
     def _zarr_array(self, path: str, array: ZarrArray) -> Folder:
-        """The chunks are hundreds of thousands: they and their folders are made when looked up."""
-        metadata = self._file(f"{path}/.zarray", lambda: StackFile(array.metadata()))
+        def folder(name: str, entries: Callable[[], Mapping[str, Node]], folders: int) -> Folder:
+            return self._folder(f"{path}/{name}", entries, folders)
 
         def chunk(z: int, band: int) -> Node:
             return self._file(f"{path}/{z}/{band}/0", lambda: array.chunk(z, band))
 
-        def row(z: int, band: int) -> Node:
-            return self._folder(f"{path}/{z}/{band}", lambda: Numbered(1, lambda _: chunk(z, band)))
-
-        def plane(z: int) -> Node:
-            return self._folder(
-                f"{path}/{z}",
-                lambda: Numbered(array.bands, lambda band: row(z, band)),
-                array.bands,
-            )
-
-        depth = array.stack.depth
-        return self._folder(path, lambda: Numbered(depth, plane, {".zarray": metadata}), depth)
+        metadata = self._file(f"{path}/.zarray", lambda: StackFile(array.metadata()))
+        planes = _Planes(array, folder, chunk, metadata)
+        return self._folder(path, lambda: planes, array.stack.depth)
 
     # -- what its files share ---------------------------------------------------------------------------------
 

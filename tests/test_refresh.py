@@ -20,7 +20,7 @@ from bffs.errors import StoreError
 from bffs.refresh import around, compare, obtain
 from bffs.settings import Settings
 from bffs.store import ObjectInfo
-from tests.conftest import DATASET, Mounter, drivers, status, until
+from tests.conftest import DATASET, ROOT, Mounter, drivers, status, until
 from tests.fakes import FakeStore
 from tests.s3server import S3Server, Source
 from tests.slices import tiff
@@ -231,7 +231,20 @@ def test_while_an_old_version_is_open_the_new_one_is_read_but_not_mapped(
     until(is_mapped)  # the driver hears of a close a moment later
 
 
-def test_stacks_change_with_their_slices(server: S3Server, mounter: Mounter) -> None:
+OLD_KERNEL = "import bffs.fuse; bffs.fuse._increment_epoch = lambda: None"
+"""Before Linux 6.16 there is no message that makes it look up all names again."""
+
+
+@pytest.mark.parametrize("kernel", ["this", "old"])
+def test_stacks_change_with_their_slices(
+    server: S3Server, mounter: Mounter, tmp_path: Path, kernel: str
+) -> None:
+    env = {}
+    if kernel == "old":
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "sitecustomize.py").write_text(OLD_KERNEL)
+        env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
+
     def plane(number: int) -> bytes:
         return bytes([number]) * (1200 * 1000)
 
@@ -240,7 +253,7 @@ def test_stacks_change_with_their_slices(server: S3Server, mounter: Mounter) -> 
         return {f"8/s-{z}.tif": tiff(1200, 1000, each) for z, each in planes}
 
     server.change(slices(1, 2, 3))
-    mountpoint = mounter()
+    mountpoint = mounter(env=env)
     folder = mountpoint / "stacks" / "train" / "8"
     views = [folder / "8.imagej.tif", folder / "8.v3draw"]
     chunks = [folder / "8.ome.zarr" / "0" / str(z) / "0" / "0" for z in range(3)]
@@ -252,6 +265,11 @@ def test_stacks_change_with_their_slices(server: S3Server, mounter: Mounter) -> 
         assert found == [plane(number)[: len(found[0])] for number in numbers[:3]]
         assert (folder / "shutu" / "8-1.tif").read_bytes().endswith(whole)
 
+    check(1, 2, 3)
+    change(server, mountpoint, {CHANGED: NEW})  # another specimen
+    change(server, mountpoint, slices(1, 7, 3))
+    check(1, 7, 3)
+    change(server, mountpoint, slices(1, 2, 3))
     check(1, 2, 3)
     open_before = (views[0].open("rb"), chunks[1].open("rb"))
     change(server, mountpoint, slices(1, 9, 3, 4))
