@@ -33,6 +33,7 @@ The map: a module imports only from lines below its own, and modules that share 
     predictor                     pure: what will be read next
     tracks                        what was read of a specimen: streams, visits, tracks
     blocks                        what is read: from memory, from the disk cache, or fetched once
+    keeping                       what was fetched, written to the disk cache
     schedule                      what is fetched next, and what has to give way
     checking | verify | warm      whole objects, checked before the kernel reads them | all that is cached | what is not
     cache | parts                 the disk cache, shared and bounded | parts of objects in memory, within one budget

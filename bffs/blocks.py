@@ -2,19 +2,17 @@
 
 Who reads what is not here demands it and waits; fetching threads take what is most urgent from the
 `Schedule`, piece by piece. Bytes land in the buffer of their part (`parts`). Each block is
-checksummed while it is hot, marked, and its readers are woken; writing to the disk cache happens on
-threads of its own and is left out when the disk can't keep up.
+checksummed while it is hot, marked, and its readers are woken; `keeping` writes it to the disk cache.
 
 Threads: `read_into`, `prefetch` and `cancel` may be called from any thread. One lock guards
-schedule, parts and counters, and is never held across I/O, a copy or a wait. Fetching and writing
-threads start in `start` (after any fork) and end in `close`.
+schedule, parts and counters, and is never held across I/O, a copy or a wait. Fetching threads start
+in `start` (after any fork) and end in `close`.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -32,6 +30,7 @@ from bffs.errors import (
     StoreError,
     StoreUnreachable,
 )
+from bffs.keeping import Keeper, started
 from bffs.link import Link
 from bffs.parts import BLOCKS_IN_PART, PART, Part, Parts, Waiter
 from bffs.schedule import Piece, Priority, Schedule, Want
@@ -46,8 +45,6 @@ each page that it could not get, and nobody should wait twice."""
 LOOK = 0.25
 """Seconds between two looks at whether a waiting reader has been killed: the kernel lets it die only
 when its request is answered."""
-
-WRITERS = 2
 
 LOOK_AGAIN = 0.5
 """Seconds after which prefetching looks anew for blocks that other processes have stored."""
@@ -133,21 +130,18 @@ class BlockReader:
         self._room = threading.Condition(self._lock)
         self._idle_threads = 0
         self._failed: deque[_Failure] = deque(maxlen=256)
-        self._unwritten = 0
-        self._to_write: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._keeper = Keeper(cache, self._parts.limit // 4, self._written)
         self._closing = False
         self._retired: frozenset[tuple[str, str]] = frozenset()
         self._fetchers: list[threading.Thread] = []
-        self._writers: list[threading.Thread] = []
 
     # -- life --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the fetching and writing threads."""
+        """Start the threads that fetch and those that write."""
         for number in range(self._connections):
-            self._fetchers.append(_started(self._fetch_pieces, f"bffs-fetch-{number}"))
-        for number in range(WRITERS):
-            self._writers.append(_started(self._write_pieces, f"bffs-write-{number}"))
+            self._fetchers.append(started(self._fetch_pieces, f"bffs-fetch-{number}"))
+        self._keeper.start()
 
     def abort(self) -> None:
         """Fail every waiting read, now and from now on, with Closing."""
@@ -166,10 +160,7 @@ class BlockReader:
         begun = time.monotonic()
         for thread in self._fetchers:
             thread.join(max(0.0, begun + timeout / 2 - time.monotonic()))
-        for _ in self._writers:
-            self._to_write.put(None)
-        for thread in self._writers:
-            thread.join(max(0.0, begun + timeout - time.monotonic()))
+        self._keeper.close(max(0.0, begun + timeout - time.monotonic()))
 
     def retire(self, gone: Iterable[ObjectInfo], new: Iterable[ObjectInfo]) -> None:
         """From now on, fail reads of the object versions that are `gone` with ObjectChanged, cached
@@ -206,7 +197,7 @@ class BlockReader:
                     "limit": self._parts.limit,
                     "used": self._parts.used,
                     "pinned": sum(touched.bit_count() for touched in pinned) * BLOCK,
-                    "unwritten": self._unwritten,
+                    "unwritten": self._keeper.unwritten,
                 },
                 "queue": {
                     **self._schedule.figures(),
@@ -498,18 +489,12 @@ class BlockReader:
             if not (self._closing or piece.abandoned):
                 log.log(logging.INFO if piece.stream else logging.WARNING, "%s", error)
         finally:
-            arrived = piece.arrived
-            size = arrived.stop - arrived.start
             with self._lock:
                 self._schedule.ended(piece)
-                keep = 0 < size <= self._parts.limit // 4 - self._unwritten
-                if keep:
-                    self._unwritten += size
-                else:
-                    self.counters.not_written += size
+            if not self._keeper.offer(piece):
+                with self._lock:
+                    self.counters.not_written += piece.arrived.stop - piece.arrived.start
                     self._unpin(part)
-            if keep:
-                self._to_write.put(piece)
 
     def _give_up_fetching(self, piece: Piece, error: BaseException) -> None:
         """Fail who waits for what is missing of `piece`; lock held.
@@ -519,23 +504,10 @@ class BlockReader:
         piece.part.busy &= ~piece.mask
         piece.part.fail(piece.mask & ~piece.part.have, error)
 
-    # -- writing to the disk cache -----------------------------------------------------------------------------
-
-    def _write_pieces(self) -> None:
-        while (piece := self._to_write.get()) is not None:
-            part, arrived = piece.part, piece.arrived
-            try:
-                self._cache.add(
-                    part.obj,
-                    part.index * BLOCKS_IN_PART + piece.first,
-                    part.buffer.view[arrived.start : arrived.stop],
-                    part.sums[piece.first : piece.first + piece.done],
-                )
-            except Exception:
-                log.exception("caching %s went wrong inside bffs", part.obj.key)
-            with self._lock:
-                self._unwritten -= arrived.stop - arrived.start
-                self._unpin(part)
+    def _written(self, part: Part) -> None:
+        """What was kept of a part to be written has been, or can't be."""
+        with self._lock:
+            self._unpin(part)
 
     def _unpin(self, part: Part) -> None:
         """Keep a part no longer, and wake who waits for memory; lock held."""
@@ -544,9 +516,3 @@ class BlockReader:
             self._parts.starved = False
             self._work.notify()
             self._room.notify_all()
-
-
-def _started(target: Callable[[], None], name: str) -> threading.Thread:
-    thread = threading.Thread(target=target, name=name, daemon=True)
-    thread.start()
-    return thread

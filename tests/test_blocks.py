@@ -154,7 +154,7 @@ def is_at_rest(blocks: BlockReader) -> bool:
             and idle == parts._parts
             and schedule.is_empty
             and not (schedule._prefetching or schedule._demanded)
-            and schedule._prefetching_bytes == blocks._unwritten == 0
+            and schedule._prefetching_bytes == blocks._keeper.unwritten == 0
             and parts.used == held <= parts.limit
         )
 
