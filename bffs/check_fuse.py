@@ -177,9 +177,12 @@ def check_mounts() -> Iterator[Finding]:
     for mount in _ours():
         place = mount.mountpoint
         fix = f"bffs umount {shlex.quote(str(place))}"
-        hangs = yellow("mounts", f"{place} doesn't answer", fix)
-        states += bounded("mounts", partial(_state, place, fix), _ANSWER, hangs)
-    yield from (state for state in states if state.level != "green")
+        states += bounded(str(place), partial(_state, place, fix), fix, _ANSWER)
+    for state in states:
+        if state.name != "mounts":
+            yield yellow("mounts", f"{state.name} doesn't answer", state.fix)
+        elif state.level != "green":
+            yield state
     alive = [state.seen for state in states if state.level == "green"]
     more = f" and {len(alive) - 3} more" if len(alive) > 3 else ""
     yield green("mounts", (", ".join(alive[:3]) or "none of bffs is alive") + more)

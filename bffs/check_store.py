@@ -26,7 +26,10 @@ from bffs.late import is_exposed
 from bffs.precedence import Origin
 from bffs.settings import Settings
 
-CONNECT_WAIT = 5.0
+CONNECT_WAIT = 4.0
+_TRIED = 2
+"""Addresses of the store that are tried, for so many seconds each."""
+
 CLOCK_NOTED = 60.0
 """Seconds off from which a clock is mentioned; S3 refuses requests from `SKEW` on."""
 
@@ -83,7 +86,7 @@ def _way(url: SplitResult, client: Any, origins: Mapping[str, Origin]) -> Iterat
     yield green("name", f"{what} is {', '.join(addresses[:3])}")
     try:
         begin = time.monotonic()
-        connection = socket.create_connection((host, port), CONNECT_WAIT)
+        connection = _connect(addresses[:_TRIED], port)
         taken = time.monotonic() - begin
     except OSError as error:
         why = "nobody answers" if isinstance(error, TimeoutError) else error.strerror
@@ -97,6 +100,15 @@ def _way(url: SplitResult, client: Any, origins: Mapping[str, Origin]) -> Iterat
                 yield yellow("TLS", "none: others may see and change what is read", better)
             return
         yield _tls(connection, host, client, fix)
+
+
+def _connect(addresses: list[str], port: int) -> socket.socket:
+    """A connection to the first of the addresses that answers. Raises OSError, of the last."""
+    *others, last = addresses
+    for address in others:
+        with suppress(OSError):
+            return socket.create_connection((address, port), CONNECT_WAIT)
+    return socket.create_connection((last, port), CONNECT_WAIT)
 
 
 def _has_network() -> bool:

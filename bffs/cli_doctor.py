@@ -89,26 +89,28 @@ def _examine(given: Given, mountpoint: Path | None, allow_other: bool) -> Iterat
     yield green("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))
     for line in unknown_variables(os.environ):
         yield yellow("environment", line, f"unset {line.split()[0]}")
-    yield from bounded("FUSE", partial(check_fuse.check, allow_other=allow_other))
-    yield from bounded("mounts", check_fuse.check_mounts)
+    yield from bounded("FUSE", partial(check_fuse.check, allow_other=allow_other), "dmesg | tail")
+    yield from bounded("mounts", check_fuse.check_mounts, "findmnt -t fuse.bffs")
     if mountpoint is not None:
-        yield from bounded("mountpoint", partial(check_fuse.check_mountpoint, mountpoint))
+        looking = partial(check_fuse.check_mountpoint, mountpoint)
+        yield from bounded("mountpoint", looking, f"umount -l {mountpoint}")
     try:
         settings = given.settings()
         sources, _ = origins(given.flags, os.environ, config_file())
     except UsageError as error:
         yield red("settings", str(error), "put it right there", error.exit_code)
         return
-    yield from bounded("disk", partial(check_disk.check, settings))
+    yield from bounded("disk", partial(check_disk.check, settings), "choose another --cache-dir")
     from bffs import check_content, check_store
 
     where = {origin.option.key: origin for origin in sources}
     lets_in = not settings.offline
-    for finding in bounded("store", partial(check_store.check, settings, where)):
+    network = "check the network; `bffs -v ls` tries longer"
+    for finding in bounded("store", partial(check_store.check, settings, where), network):
         lets_in = lets_in and finding.level != "red"
         yield finding
     if lets_in:
-        yield from bounded("listing", partial(check_content.check, settings))
+        yield from bounded("listing", partial(check_content.check, settings), network)
 
 
 def _suggested(settings: Settings, found: list[Finding]) -> dict[str, str]:

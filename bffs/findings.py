@@ -85,11 +85,12 @@ def installing(package: str) -> str:
 def bounded(
     name: str,
     check: Callable[[], Iterable[Finding]],
+    fix: str,
     patience: float = PATIENCE,
-    late: Finding | None = None,
 ) -> Iterator[Finding]:
-    """What `check` finds, and `late` where it takes too long: it has a thread of its own, which is
-    left behind then, for a dead disk or a mount whose driver hangs answers never."""
+    """What `check` finds; where it breaks or takes too long a red finding of that name, with that
+    `fix`. It has a thread of its own, which is left behind then, for a dead disk or a mount whose
+    driver hangs answers never."""
     found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
 
     def run() -> None:
@@ -97,9 +98,9 @@ def bounded(
             for finding in check():
                 found.put(finding)
         except BffsError as error:
-            found.put(red(name, str(error), "", error.exit_code))
+            found.put(red(name, str(error), fix, error.exit_code))
         except Exception as error:
-            found.put(red(name, f"could not be checked: {type(error).__name__}: {error}", ""))
+            found.put(red(name, f"could not be checked: {type(error).__name__}: {error}", fix))
         found.put(None)
 
     threading.Thread(target=run, name=f"bffs-{name}", daemon=True).start()
@@ -107,7 +108,7 @@ def bounded(
         try:
             finding = found.get(timeout=patience)
         except queue.Empty:
-            yield late or red(name, f"no answer within {patience:.0f} s", "")
+            yield red(name, f"no answer within {patience:.0f} s", fix)
             return
         if finding is None:
             return

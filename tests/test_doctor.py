@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -9,12 +10,12 @@ import re
 import select
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def patient(server: S3Server, tmp_path: Path) -> Iterator[Patient]:
     patient.mounter.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def namespace(*commands: str) -> Iterator[list[str]]:
     """A mount namespace of its own, where these commands were run; yields what runs commands in it."""
     if os.geteuid() != 0:
@@ -327,6 +328,20 @@ def test_a_name_that_can_not_be_looked_up(patient: Patient) -> None:
     assert found["fix"] == "connect this computer to a network: it has none"
 
 
+def test_an_address_that_nobody_answers_at(patient: Patient) -> None:
+    """A queue of connections that is full: the kernel lets further ones go unanswered."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        port = full.getsockname()[1]
+        patient.env["BFFS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+        found = patient.fails("connection", code=3)
+        assert f"127.0.0.1 port {port}: nobody answers" in found["seen"]
+
+
 def test_a_proxy_that_is_not_there(patient: Patient) -> None:
     patient.env["http_proxy"] = "http://127.0.0.1:9"
     found = patient.fails("connection", code=3)
@@ -490,8 +505,8 @@ def test_a_check_that_hangs_is_left_behind() -> None:
         yield green("first", "")
         time.sleep(30)
 
-    first, late = bounded("disk", hangs, 0.2)
-    assert first.name == "first" and (late.level, late.name) == ("red", "disk")
+    first, late = bounded("disk", hangs, "mend it", 0.2)
+    assert first.name == "first" and (late.level, late.name, late.fix) == ("red", "disk", "mend it")
 
 
 def test_a_check_that_breaks_is_told() -> None:
@@ -499,8 +514,8 @@ def test_a_check_that_breaks_is_told() -> None:
         yield green("first", "")
         raise ValueError("unforeseen")
 
-    _, broken = bounded("disk", breaks)
-    assert broken.level == "red" and "unforeseen" in broken.seen
+    _, broken = bounded("disk", breaks, "mend it")
+    assert broken.level == "red" and "unforeseen" in broken.seen and broken.fix == "mend it"
 
 
 # -- the rule ---------------------------------------------------------------------------------------------------
