@@ -32,6 +32,8 @@ SLOW = 10.0
 """Seconds after which an operation needs an excuse."""
 
 REQUEST = 256 << 10
+V3DRAW_HEADER = 43
+
 VERSIONS = 400
 """Versions that a changing object may have been through."""
 
@@ -191,6 +193,37 @@ class Reader:
                 raise
             self.stopped.wait(0.5)
 
+    def planes(self) -> None:
+        """The same objects as planes of one file: a version each, or a stale handle."""
+        try:
+            with self.operation("open stack"):
+                fd = os.open(things.stack(self.mountpoint), os.O_RDONLY)
+            try:
+                for z, key in enumerate(things.CHANGING):
+                    self._plane(fd, z, key)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            self.stopped.wait(0.5)
+
+    def _plane(self, fd: int, z: int, key: str) -> None:
+        size = things.HEIGHT * things.WIDTH
+        found = bytearray()
+        while len(found) < size and not self.stopped.is_set():
+            want = min(REQUEST, size - len(found))
+            with self.operation(f"pread plane {z} {len(found)}"):
+                piece = os.pread(fd, want, V3DRAW_HEADER + z * size + len(found))
+            if not piece:
+                self.report.wrong.append(f"plane {z} ends after {len(found)} bytes")
+                return
+            found += piece
+            self.paced(len(piece))
+        versions = (things.plane(key, number) for number in range(VERSIONS))
+        if not any(each.startswith(found) for each in versions):
+            self.report.wrong.append(f"plane {z} is no version of {key}")
+
     def _one_version(self, key: str, fd: int) -> None:
         chosen: bytes | None = None
         start = 0
@@ -223,6 +256,7 @@ WAYS: dict[str, Callable[[Reader], None]] = {
     "mapped": Reader.mapped,
     "names": Reader.names,
     "changing": Reader.changing,
+    "planes": Reader.planes,
 }
 
 

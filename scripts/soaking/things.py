@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from tests.s3server import pattern
+from tests.slices import tiff
 
 SLICE = 6_000_000
 """Bytes in a slice, a little different for each: no whole number of blocks, more than half a part."""
@@ -15,7 +16,7 @@ SLICE = 6_000_000
 SPECIMENS = 3
 SLICES = 24
 CHANGING = tuple(f"changing/c-{number:04}.tif" for number in range(1, 4))
-CHANGING_SIZE = 2_500_000
+HEIGHT, WIDTH = 1000, 2500
 COMES_AND_GOES = "changing/now-and-then.txt"
 ABSENT = "changing/never.tif"
 
@@ -30,10 +31,15 @@ def slices() -> dict[str, int]:
 
 
 @functools.lru_cache(64)
+def plane(key: str, number: int) -> bytes:
+    """The pixels of one version of an object that changes."""
+    return random.Random(f"{key} {number}").randbytes(HEIGHT * WIDTH)
+
+
+@functools.lru_cache(64)
 def version(key: str, number: int) -> bytes:
-    """All bytes of one version of an object that changes. Sizes differ, too."""
-    chance = random.Random(f"{key} {number}")
-    return chance.randbytes(CHANGING_SIZE + 1000 * (number % 7))
+    """All bytes of that version: a slice, and some more, since sizes differ, too."""
+    return tiff(HEIGHT, WIDTH, plane(key, number)) + bytes(1000 * (number % 7))
 
 
 def expected(key: str, start: int, size: int) -> bytes:
@@ -45,6 +51,11 @@ def expected(key: str, start: int, size: int) -> bytes:
 def slices_once() -> dict[str, int]:
     """`slices()`, made once."""
     return slices()
+
+
+def stack(mountpoint: Path) -> Path:
+    """Where a mount shows the objects that change as one file."""
+    return mountpoint / "stacks" / "train" / "changing" / "changing.v3draw"
 
 
 def place(mountpoint: Path, key: str) -> Path:
