@@ -46,6 +46,9 @@ BUCKET = "brightfield-auto-reconstruction-competition"
 MOUNT = "/mnt/neurons"
 """As the pages call it."""
 
+METRICS_PORT = "9469"
+"""Another one here."""
+
 SYSTEM = "it changes the system"
 MISSING = "the program is not at hand"
 DEPLOYED = "tests/test_deploy.py runs it, where it changes nothing"
@@ -89,6 +92,9 @@ NOT_COMPARED = {
     "bffs doctor": "its lines are chosen from several machines; tests/test_doctor.py has each of them",
 }
 """Commands of `console` blocks whose output isn't compared, and why."""
+
+OPTIONAL = {"curl"}
+"""Programs that not every machine has: commands that begin with one are skipped where it is missing."""
 
 VERDICTS = {"bffs doctor": "ok    versions"}
 """Commands whose exit code says what they found on this machine, and what they say in any case."""
@@ -181,10 +187,11 @@ class World:
     server: S3Server
     mountpoint: Path
     env: dict[str, str]
+    port: int
 
     def put(self, text: str) -> str:
         """What a page says, for this machine."""
-        text = text.replace(MOUNT, str(self.mountpoint))
+        text = text.replace(MOUNT, str(self.mountpoint)).replace(METRICS_PORT, str(self.port))
         return re.sub(r"(?m)^scripts/", f"{ROOT}/scripts/", text)
 
     def cwd(self, page: Path) -> Path:
@@ -245,7 +252,7 @@ def world(folder: Path, server: S3Server) -> World:
     for each in (mountpoint, folder / "results"):
         each.mkdir()
     stack = f"{mountpoint}/stacks/train/651806289/651806289"
-    return World(folder, server, mountpoint, {**env, "S": stack})
+    return World(folder, server, mountpoint, {**env, "S": stack}, free_port())
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +289,12 @@ def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made.mount(False)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 # -- running ----------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +326,9 @@ def steps() -> list[Any]:
 
 @pytest.mark.parametrize(("page", "command"), steps())
 def test_commands_run(reader: World, page: Path, command: str) -> None:
+    program = command.split(maxsplit=1)[0]
+    if program in OPTIONAL and not shutil.which(program):
+        pytest.skip(f"{program} is not installed")
     reader.mount(re.search(r"\bbffs mount\b", command) is None)
     if command in INTERRUPTED:
         run_until_interrupted(reader, page, command, INTERRUPTED[command])
@@ -342,9 +358,7 @@ def run_until_interrupted(reader: World, page: Path, command: str, words: str) -
 
 def run_beside(reader: World, page: Path, script: str) -> None:
     """Run commands the first of which is a server; its port is another here."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        script = script.replace("6011", str(free.getsockname()[1]))
+    script = script.replace("6011", str(free_port()))
     done = reader.shell(page, f"trap 'kill $(jobs -p)' EXIT\n{script}")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -538,6 +552,16 @@ FOREIGN = {"--apparent-size", "--cap-add", "--device", "--listing", "--local", "
 def test_every_page_is_named_in_the_readme() -> None:
     readme = PAGES[0].read_text()
     assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme] == []
+
+
+def test_extras_that_are_named_exist() -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "setup.cfg")
+    extras = set(parser["options.extras_require"])
+    named = {
+        name for page in PAGES for name in re.findall(r"(?:bffs|\.)\[(\w+)\]", page.read_text())
+    }
+    assert named and named <= extras
 
 
 def test_every_module_is_named_to_developers() -> None:
