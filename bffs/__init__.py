@@ -47,6 +47,7 @@ The map: a module imports only from lines below its own, and modules that share 
     explain | unlinked            what went wrong with the store, in our words | files deleted while open
     versions                      of bffs and of what it stands on
     beneath | binding | company   a folder that nothing leads out of | the only import of mfusepy | who else has it
+    daemon                        work in the background that the shell waits for
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
     receiver                      bodies of many answers, received by one thread
     private                       folders of this user alone

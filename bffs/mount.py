@@ -1,10 +1,7 @@
 """The composition root: build the layers, mount, say when the tree is usable, serve, and stop it
 all in reverse.
 
-`mount` forks unless it stays in the foreground. The parent waits for one line on a pipe - the exit
-code, once the tree is usable or has failed - and forwards Ctrl-C; the child keeps the terminal
-until then, so its errors and the progress of the listing are seen, and leaves it after. All threads
-start after the fork.
+`mount` becomes a daemon unless it stays in the foreground. All threads start after the fork.
 
 In the driver, the main thread waits for signals while FUSE serves on a thread of its own: Python's
 handlers run in the main thread only, and libfuse's loop would never give it back.
@@ -18,17 +15,16 @@ import logging
 import os
 import resource
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from bffs import company, logs, metrics, notify
+from bffs import company, daemon, logs, metrics, notify
 from bffs import mountpoint as mountpoints
-from bffs.errors import BffsError, MountError, UsageError
+from bffs.errors import MountError, UsageError
 from bffs.private import own_scratch_folder, scratch_folder
 from bffs.settings import MountOptions, Settings
 
@@ -93,69 +89,12 @@ def mount(
 
         _drive(settings, options, mountpoint, scratch, show_progress, leave_terminal)
 
-    return _fork(drive)
+    return daemon.run(drive)
 
 
 def unmount(mountpoint: Path) -> None:
     """Unmount; see `mountpoint.unmount`."""
     mountpoints.unmount(mountpoints.normalize(mountpoint))
-
-
-def _fork(drive: Callable[[Callable[[], None]], None]) -> int:
-    """Run `drive` in a daemon; returns its exit code once it calls `ready`, or fails before."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writer)
-        return _await_daemon(reader, pid)
-    os.close(reader)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and says so
-    with os.fdopen(writer, "wb", buffering=0) as pipe:
-        os._exit(_report(drive, pipe))
-
-
-def _report(drive: Callable[[Callable[[], None]], None], pipe: BinaryIO) -> int:
-    """Run `drive` and tell its exit code through `pipe`, which is closed once the tree is
-    usable."""
-
-    def ready() -> None:
-        # Not before: autofs lets those who mount pass by their process group, others wait for them.
-        os.setsid()
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(nothing, fd)
-        os.close(nothing)
-        pipe.write(b"0")
-        pipe.close()
-
-    code = 1
-    try:
-        drive(ready)
-        return 0
-    except BffsError as error:
-        code = error.exit_code
-        log.info("the driver failed", exc_info=True)
-        print(f"bffs: {error}", file=sys.stderr)
-    except BaseException as error:
-        kind = type(error).__name__
-        tell_all = pipe.closed or log.isEnabledFor(logging.INFO)  # a log file is told in any case
-        log.error("internal error: %s: %s (-v shows more)", kind, error, exc_info=tell_all)
-    finally:
-        sys.stderr.flush()
-        if not pipe.closed:
-            pipe.write(str(code).encode())
-    return code
-
-
-def _await_daemon(reader: int, pid: int) -> int:
-    try:
-        with os.fdopen(reader, "rb") as pipe:
-            said = pipe.read()
-    except KeyboardInterrupt:
-        os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
-        return 130
-    return int(said) if said else 1
 
 
 def _drive(
