@@ -14,7 +14,19 @@ from itertools import takewhile
 from math import gcd
 from typing import NamedTuple
 
-from bffs.tracks import ACTIVE, LARGE, NEAR, SKIP, Stream, Stretch, Track, Visit, Wish
+from bffs.tracks import (
+    ACTIVE,
+    FULL,
+    LARGE,
+    NEAR,
+    REORDERED,
+    SKIP,
+    Stream,
+    Stretch,
+    Track,
+    Visit,
+    Wish,
+)
 from bffs.units import KIB, MIB
 
 _FIRST = MIB  # the first window of a stream; then ...
@@ -136,6 +148,11 @@ class Predictor:
         jump = fresh and self._jumped()
         due = visit.note(start, stop)
         due = self._revise_hunch(visit, start, stop, hunch) or due
+        if not known and track.steps < 2 and start > REORDERED and stop - start >= FULL:
+            # The kernel asks for the rest of a longer read, or of one that begins within a page, only
+            # when it has this answer: that would be a second latency.
+            visit.lean_on()
+            due = True
         if due or track.stale or (track.steps and not known):
             return self._plan(track, visit, depth, jump)
         return Plan(track.number, True, ()) if jump else None
@@ -271,7 +288,7 @@ class Predictor:
         wanted = []
         for stream in going:
             read = stream.stop - stream.start
-            ahead = max(_FIRST, _GROWTH * read, visit.eager - read)
+            ahead = max(_FIRST, _GROWTH * read * stream.is_proven, visit.eager - read)
             wanted.append((stream.stop, stream.stop + min(ahead, share // len(going))))
         wanted += [(_after(visit.streams, start), stop) for start, stop in template]
         room = share

@@ -27,11 +27,12 @@ _END = 1 << 62  # as a stretch's stop: to the end of the slice, however long it 
 # Within a slice. A stream is trusted at its third read in succession, at its fifth if there are
 # gaps of up to a block; at its second if it starts below HEAD, as files are read from the start,
 # or if its reads are LARGE, as the kernel itself then took it for sequential. It survives a few
-# gaps of SKIP, and requests that come late by _REORDERED: two or three of 1 MiB are in flight.
+# gaps of SKIP, and requests that come late by REORDERED: two or three of 1 MiB are in flight.
 HEAD = 64 * KIB
 LARGE = 512 * KIB
+FULL = MIB  # what the kernel asks for at most: the read behind it may be longer
 SKIP = MIB
-_REORDERED = 2 * MIB
+REORDERED = 2 * MIB
 _STREAMS = 8  # remembered per visit
 
 # From slice to slice. A walk may leave out NEAR steps (they were in the page cache), or be out of
@@ -45,6 +46,9 @@ _COLUMN = 32  # slices at most that a narrow template is wanted of
 _WHOLE = 64  # slices at most that a wide one is wanted of: bounds the plan where slices are tiny
 ACTIVE = 64  # demands for which a slice or track left for another counts as still being read
 _VISITS = 32  # remembered per track
+
+
+_LEAN = 1  # the trust in a stream of one read that is believed to go on
 
 
 class Wish(NamedTuple):
@@ -66,6 +70,11 @@ class Stream:
         self.trust = 0
         self.sure = False
         self.due = 0  # at this offset the next plan is due
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it was read on at least once."""
+        return self.trust > _LEAN
 
     def judge(self, gap: int, length: int, block: int) -> None:
         """Believe more or less that it goes on, as `length` bytes were read after a gap."""
@@ -100,7 +109,7 @@ class Visit:
         for position, stream in enumerate(streams):
             gap = start - stream.stop
             if stream.sure:
-                if gap > SKIP or stop < stream.stop - _REORDERED:
+                if gap > SKIP or stop < stream.stop - REORDERED:
                     continue
             elif gap > self.block or start < stream.start:
                 continue
@@ -121,6 +130,11 @@ class Visit:
         self.eager = risk
         self.streams[0].sure = True
         self.streams[0].trust = 4
+
+    def lean_on(self) -> None:
+        """Believe for a start that what was read last goes on."""
+        self.streams[0].sure = True
+        self.streams[0].trust = _LEAN
 
     def doubt(self) -> None:
         """Believe it no longer."""

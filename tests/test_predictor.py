@@ -786,6 +786,14 @@ def test_a_large_first_read_wants_the_slice_whole() -> None:
     assert Predictor([SIZE]).demanded(0, 0, MIB // 4, 64 * MIB) is None
 
 
+def test_a_full_first_read_further_on_wants_what_follows_in_one_latency() -> None:
+    plan = Predictor([SIZE]).demanded(0, 8 * MIB, 9 * MIB, 64 * MIB)
+    assert plan == Plan(1, False, (Wish(0, 9 * MIB, 10 * MIB),))
+    predictor = Predictor([SIZE])
+    assert predictor.demanded(0, 8 * MIB, 9 * MIB - 4096, 64 * MIB) is None
+    assert predictor.demanded(0, 16 * MIB, 17 * MIB, 64 * MIB) is None
+
+
 def test_large_first_reads_that_lead_nowhere_are_seen_through() -> None:
     predictor = Predictor([SIZE] * 300)
     assert predictor.demanded(0, 0, MIB, 64 * MIB)
