@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 import ssl
 import time
@@ -154,7 +155,7 @@ def _bucket(settings: Settings, client: Any, origins: Mapping[str, Origin]) -> I
         explained, _ = explain(error, where)
         if not isinstance(explained, StoreError):
             raise
-        fix = _other_credentials(settings, origins)
+        fix = _other_credentials(settings, origins, str(explained))
         if not isinstance(explained, AccessDenied):
             fix = origins["endpoint_url"].undone or "check the endpoint and the network"
         name = "credentials" if isinstance(explained, AccessDenied) else "answer"
@@ -191,8 +192,9 @@ def _refused(
     if region:
         return red("region", str(explained), origins["region"].put_right(region), code)
     if isinstance(explained, AccessDenied):
-        return red("credentials", str(explained), _other_credentials(settings, origins), code)
-    return red("bucket", str(explained), "", code)
+        fix = _other_credentials(settings, origins, str(explained))
+        return red("credentials", str(explained), fix, code)
+    return red("bucket", str(explained), "try again later; `bffs -v ls` tries longer", code)
 
 
 def _clock(headers: Mapping[str, str], *, refused: bool) -> Finding:
@@ -229,8 +231,8 @@ def _told(source: str, settings: Settings) -> str:
     return f"from {source.replace('-', ' ')}" + (f", profile {profile}" if profile else "")
 
 
-def _other_credentials(settings: Settings, origins: Mapping[str, Origin]) -> str:
-    """How to be let in: what was tried and works, or where to look."""
+def _other_credentials(settings: Settings, origins: Mapping[str, Origin], said: str) -> str:
+    """How to be let in: what was tried and works, or where to look. `said` is the refusal."""
     given = [name for name in _AWS_VARIABLES if name in os.environ]
     if _is_let_in(replace(settings, sign_requests=True, aws_profile=None), published=True):
         if not settings.sign_requests:
@@ -240,6 +242,9 @@ def _other_credentials(settings: Settings, origins: Mapping[str, Origin]) -> str
         return origins["no_sign_request"].put_right("yes")
     if not settings.sign_requests and _is_let_in(replace(settings, sign_requests=True)):
         return origins["no_sign_request"].undone
+    if re.search(r"expired|Expired|SSO|token", said):
+        profile = settings.aws_profile or os.environ.get("AWS_PROFILE")
+        return "aws sso login" + (f" --profile {profile}" if profile else "")
     return "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=... of this bucket, or --profile"
 
 

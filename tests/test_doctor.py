@@ -29,6 +29,7 @@ from bffs.units import GIB, MIB
 from tests.conftest import DATASET, Mounter, drivers
 from tests.s3server import S3Server
 from tests.test_bindings import Ordinary, ordinary
+from tests.test_explain import refusing, scripted
 
 __all__ = ["ordinary"]
 
@@ -292,6 +293,14 @@ def test_a_missing_library(patient: Patient) -> None:
     patient.is_well("--offline", before=found["fix"])
 
 
+def test_a_missing_binding(patient: Patient) -> None:
+    for name in ("mfusepy", "fuse"):
+        (patient.home / f"{name}.py").write_text("raise ImportError('hidden by a test')\n")
+    patient.env["PYTHONPATH"] = f"{patient.home}:{patient.env['PYTHONPATH']}"
+    found = patient.fails("libfuse", "--offline", code=6)
+    assert found["fix"] == "pip install mfusepy"
+
+
 def test_a_helper_that_is_not_setuid(ordinary: Ordinary) -> None:
     helper = Path("/usr/bin/fusermount3")
     mode = stat.S_IMODE(helper.stat().st_mode)
@@ -379,6 +388,23 @@ def test_a_public_bucket_with_a_key_that_it_does_not_want(patient: Patient) -> N
         patient.is_well("--no-sign-request")
 
 
+def test_credentials_that_have_expired(patient: Patient) -> None:
+    (patient.home / ".aws").mkdir()
+    (patient.home / ".aws/credentials").write_text(
+        "[mine]\naws_access_key_id = A\naws_secret_access_key = B\naws_session_token = C\n"
+    )
+    patient.env["AWS_PROFILE"] = "mine"
+    with scripted([refusing(400, "ExpiredToken")]) as (url, _):
+        patient.env |= {"BFFS_ENDPOINT_URL": url, "BFFS_BUCKET": "of-others"}
+        found = patient.fails("credentials", code=4)
+    assert "ExpiredToken" in found["seen"] and found["fix"] == "aws sso login --profile mine"
+
+
+def test_a_store_that_is_too_busy(patient: Patient, server: S3Server) -> None:
+    server.fault("status", value=503)
+    assert "too busy" in patient.fails("bucket", code=1)["seen"]
+
+
 def test_an_absent_aws_profile(patient: Patient) -> None:
     patient.env["AWS_PROFILE"] = "absent"
     found = patient.fails("credentials", code=2)
@@ -448,6 +474,24 @@ def test_what_fits_is_not_suggested_again() -> None:
     assert not advice.suggest(
         settings(max_connections=4, cache_size=10 * GIB, memory=256 * MIB), figures
     )
+
+
+def test_it_changes_nothing(patient: Patient) -> None:
+    def everything() -> dict[Path, tuple[int, float]]:
+        stats = {path: path.lstat() for path in patient.home.rglob("*")}
+        return {
+            path: (each.st_size, each.st_ctime) for path, each in stats.items() if path.is_file()
+        }
+
+    before = everything()
+    patient.is_well(str(patient.home / "mnt"))
+    assert everything() == before
+    assert patient.sh("bffs ls").returncode == 0  # now there is a cache folder
+    before = everything()
+    patient.is_well()
+    assert {path for path in everything() if "index" not in path.name} == {
+        path for path in before if "index" not in path.name
+    }
 
 
 # -- how it is told ---------------------------------------------------------------------------------------------
