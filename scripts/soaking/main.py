@@ -34,8 +34,8 @@ SLACK = Holdings(48.0, 8, 48, 0.0)
 """What a driver may hold at its end more than it held at most in the first third of its life."""
 
 
-DEAD = ("not connected", "connection abort")
-"""What the kernel says of a mount whose driver is dead."""
+DEAD = ("not connected", "connection abort", "differing at -1")
+"""What the kernel says of a mount whose driver is dead; or it gives what it had still got, and no more."""
 
 WARM_UP = 90.0
 """Seconds of life below which nothing is known of what a driver usually holds."""
