@@ -197,28 +197,70 @@ def test_mount_shows_what_is_wrong(machine: Machine, root: list[str]) -> None:
     assert done.returncode == 2 and "did you mean lab?" in done.stderr
 
 
-def test_as_another_user(server: S3Server, ordinary: Ordinary) -> None:
-    """`setuid=`, where mount.fuse3 leaves HOME as root has it."""
-    folder, mountpoint = ordinary.home, ordinary.home / "mnt"
-    program = folder / "bin" / "bffs"
-    ordinary.run("mkdir", str(mountpoint), str(program.parent), python=False)
-    path = f"{ROOT}:{sysconfig.get_path('purelib')}"
-    program.write_text(
-        f'#!/bin/sh\nexport PYTHONPATH={path}\n\nexec {shlex.join(ordinary.python)} -m bffs "$@"\n'
-    )
-    program.chmod(0o755)
-    options = (
-        f"ro,setuid=nobody,endpoint-url={server.endpoint_url},bucket=neurons,no-sign-request,"
+@pytest.fixture
+def program(ordinary: Ordinary) -> Path:
+    """`bffs` for an ordinary user, in a folder for programs."""
+    path = ordinary.home / "bin" / "bffs"
+    ordinary.run("mkdir", str(path.parent), str(ordinary.home / "mnt"), python=False)
+    packages = f"{ROOT}:{sysconfig.get_path('purelib')}"
+    command = f'exec {shlex.join(ordinary.python)} -m bffs "$@"'
+    path.write_text(f"#!/bin/sh\nexport PYTHONPATH={packages}\n{command}\n")
+    path.chmod(0o755)
+    return path
+
+
+def explicit(server: S3Server, folder: Path) -> str:
+    """Options that take nothing from a home, which the ordinary user hasn't got."""
+    return (
+        f"endpoint-url={server.endpoint_url},bucket=neurons,no-sign-request,ro,"
         f"cache-dir={folder}/cache,log-file={folder}/log"
     )
+
+
+def test_as_another_user(server: S3Server, ordinary: Ordinary, program: Path) -> None:
+    """`setuid=`, where mount.fuse3 leaves HOME as root has it."""
+    mountpoint = ordinary.home / "mnt"
+    options = f"setuid=nobody,{explicit(server, ordinary.home)}"
     with namespace(f"mount --bind {program.parent} /usr/local/sbin") as prefix:
         command = [*prefix, "mount", "-t", "fuse.bffs", "none", str(mountpoint), "-o", options]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
         (driver,) = drivers(mountpoint)
-        status = Path(f"/proc/{driver}").stat()
-        assert status.st_uid == ordinary.uid and (folder / "cache").stat().st_uid == ordinary.uid
+        assert Path(f"/proc/{driver}").stat().st_uid == ordinary.uid
+        assert (ordinary.home / "cache").stat().st_uid == ordinary.uid
         subprocess.run([*prefix, "umount", str(mountpoint)], check=True)
+        until(lambda: not drivers(mountpoint))
+
+
+def test_a_users_line_in_fstab(server: S3Server, ordinary: Ordinary, program: Path) -> None:
+    """Mounted and unmounted by an ordinary user, without root."""
+    mountpoint, table = ordinary.home / "mnt", ordinary.home / "fstab"
+    line = block("noauto,user").replace("/home/you/neurons", str(mountpoint))
+    options = f"noauto,user,{explicit(server, ordinary.home)}"
+    table.write_text(line.replace("noauto,user", options).replace("brightfield", "none"))
+    binds = f"mount --bind {program.parent} /usr/local/sbin && mount --bind {table} /etc/fstab"
+    with namespace(binds) as root:
+        user = [
+            *root,
+            "setpriv",
+            f"--reuid={ordinary.uid}",
+            f"--regid={ordinary.uid}",
+            "--clear-groups",
+        ]
+
+        def run(*command: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*user, *command], capture_output=True, text=True, check=False, timeout=60
+            )
+
+        done = run("mount", str(mountpoint))
+        assert (done.returncode, done.stderr) == (0, "")
+        (driver,) = drivers(mountpoint)
+        assert Path(f"/proc/{driver}").stat().st_uid == ordinary.uid
+        shown = run("sha256sum", f"{mountpoint}/{SLICE}").stdout
+        assert shown.startswith(hashlib.sha256(CONTENT).hexdigest())
+        done = run("umount", str(mountpoint))
+        assert (done.returncode, done.stderr) == (0, "")
         until(lambda: not drivers(mountpoint))
 
 
