@@ -29,9 +29,9 @@ from bffs.units import GIB, MIB
 from tests.conftest import DATASET, Mounter, drivers
 from tests.s3server import S3Server
 from tests.test_bindings import Ordinary, ordinary
-from tests.test_explain import refusing, scripted
+from tests.test_explain import certificate, refusing, scripted, tunnel
 
-__all__ = ["ordinary"]
+__all__ = ["certificate", "ordinary"]
 
 OBJECTS = {f"{n}/a-{i:04}.tif": 3_000_000 for n in (1, 2) for i in range(1, 4)}
 KEY, SECRET, REGION = "the-right-key", "a-secret-that-nobody-may-see", "eu-central-1"
@@ -363,6 +363,20 @@ def test_no_tls(patient: Patient, server: S3Server) -> None:
     found = patient.fails("TLS", code=3)
     assert "speaks no TLS" in found["seen"]
     patient.is_well(before=found["fix"])
+
+
+def test_a_certificate_that_nobody_vouches_for(
+    patient: Patient, server: S3Server, certificate: tuple[Path, Path]
+) -> None:
+    """As a proxy of an institute shows one; the fix names a file of the institute's."""
+    with tunnel(server, certificate, []) as url:
+        patient.env |= {"BFFS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": KEY}
+        patient.env["AWS_SECRET_ACCESS_KEY"] = SECRET
+        found = patient.fails("TLS", code=3)
+        assert "shows no certificate to trust" in found["seen"]
+        fix = re.sub(r"/path/\S+", str(certificate[0]), found["fix"])
+        assert fix != found["fix"]
+        assert "TLSv1" in patient.is_well(before=fix)["TLS"]["seen"]
 
 
 def test_what_is_no_store(patient: Patient, server: S3Server) -> None:
