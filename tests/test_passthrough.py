@@ -155,6 +155,14 @@ def test_a_slice_that_becomes_whole_while_open_passes_through_from_the_next_open
     assert _read_by_driver(mountpoint) == before
 
 
+def test_offline_too(mounted: Mounter) -> None:
+    _fill(mounted)
+    mountpoint = mounted("--offline", "--read-only")
+    for path, data in zip(_slices(mountpoint), DATA, strict=True):
+        assert path.read_bytes() == data
+    assert _figures(mountpoint)["opened"] == SLICES
+
+
 def test_a_damaged_block_does_not_pass_through(mounted: Mounter, warm: Path) -> None:
     for file in (mounted.folder / "cache").glob("v1/*/??/*"):
         if file.stat().st_size == SIZE:
