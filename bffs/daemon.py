@@ -25,12 +25,14 @@ def run(drive: Callable[[Callable[[], None]], None]) -> int:
     A BffsError is told in one line on standard error. No thread may have been started yet.
     """
     reader, writer = os.pipe()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until both are prepared
     pid = os.fork()
     if pid:
         os.close(writer)
-        return _await(reader, pid)
+        return _await(reader, pid, mask)
     os.close(reader)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and says so
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     with os.fdopen(writer, "wb", buffering=0) as pipe:
         os._exit(_report(drive, pipe))
 
@@ -68,8 +70,10 @@ def _report(drive: Callable[[Callable[[], None]], None], pipe: BinaryIO) -> int:
     return code
 
 
-def _await(reader: int, pid: int) -> int:
+def _await(reader: int, pid: int, mask: set[int]) -> int:
+    """The exit code of the child; `mask` is the signal mask to wait with."""
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with os.fdopen(reader, "rb") as pipe:
             said = pipe.read()
     except KeyboardInterrupt:

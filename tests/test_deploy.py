@@ -430,7 +430,10 @@ def manager(machine: Machine) -> Iterator[Callable[[str], subprocess.CompletedPr
                 control("stop bffs")
                 systemd.terminate()
                 systemd.wait(30)
-                machine.sh(f"find {group} -depth -type d -exec rmdir {{}} +", prefix)
+                remove = (
+                    f"find {group} -depth -type d -exec rmdir {{}} + 2>/dev/null; ! test -d {group}"
+                )
+                until(lambda: machine.sh(remove, prefix).returncode == 0, seconds=30)
 
 
 @pytest.mark.parametrize(
