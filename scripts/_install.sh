@@ -68,7 +68,7 @@ install_bffs() { # EXTRA
 
 has_viewers() {
     local program
-    for program in imagej xvfb-run tiffinfo teem-unu; do
+    for program in imagej xvfb-run xauth tiffinfo teem-unu; do
         command -v $program >/dev/null || return 1
     done
 }
