@@ -18,6 +18,7 @@ import errno
 import itertools
 import logging
 import os
+import signal
 import stat
 import threading
 from collections import Counter
@@ -25,7 +26,7 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from bffs.beneath import OpenFile
-from bffs.binding import binding, view_of
+from bffs.binding import LIBFUSE, binding, view_of
 from bffs.content import Content
 from bffs.errors import to_errno
 from bffs.kernelahead import KernelReadahead
@@ -40,6 +41,9 @@ MAX_BACKGROUND = 64
 
 REQUEST_SIZE = 1 << 20
 """Bytes in a read request at most; needs the mount's read_ahead_kb raised too."""
+
+_NO_INTERRUPT = (3, 15)
+"""The libfuse that hears of killed readers only if it may wake the thread that serves them, by a signal."""
 
 _AUTO_INVAL_DATA = 1 << 12
 _ASYNC_DIO = 1 << 15
@@ -168,6 +172,8 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
             # What changes is invalidated, or else a file just written would be read again.
             conn.contents.want &= ~(_READDIRPLUS_AUTO | _AUTO_INVAL_DATA)
             self._session.connecting(conn.contents)
+            if LIBFUSE >= _NO_INTERRUPT:
+                config.contents.intr, config.contents.intr_signal = 1, signal.SIGUSR2
             config.contents.use_ino = 1
             config.contents.nullpath_ok = 1
         self._session.started(binding._libfuse, config)
