@@ -24,6 +24,7 @@ import email.utils
 import functools
 import hashlib
 import http.client
+import io
 import json
 import os
 import random
@@ -42,7 +43,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 from urllib.parse import parse_qs, quote, unquote
 from xml.sax.saxutils import escape
 
@@ -661,6 +662,9 @@ class Connection(socketserver.StreamRequestHandler):
                 self.server.figures.end()
 
     def _read_request(self) -> tuple[str, str, dict[str, str]] | None:
+        begun = cast(io.BufferedReader, self.rfile).peek(1)[:1]
+        if not begun.isalpha():  # nothing, or a TLS handshake, in which there may be no end of line
+            return None
         line = self.rfile.readline(65_537)
         words = line.decode("latin-1").split()
         if len(words) != 3:

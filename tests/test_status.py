@@ -52,7 +52,7 @@ def test_the_figures_are_those_of_the_server(server: S3Server, mounter: Mounter)
 
 
 def test_what_comes_ahead_of_readers_is_told_apart(server: S3Server, mounter: Mounter) -> None:
-    mountpoint = mounter()
+    mountpoint = mounter("--no-passthrough")
     server.reset()
     read(mountpoint, *SLICES)
     told = status(mountpoint)
@@ -229,7 +229,7 @@ def test_every_key_is_documented(mounter: Mounter) -> None:
 
 
 def test_status_says_what_there_is(server: S3Server, mounter: Mounter) -> None:
-    mountpoint = mounter("--metrics", "0")
+    mountpoint = mounter("--metrics", "0", "--no-passthrough")
     server.fault("status", value=503, kind="get", times=2)
     read(mountpoint, *SLICES)
     (mountpoint / "train/1/[bold]x.swc").write_bytes(bytes(1234))
