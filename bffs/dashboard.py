@@ -125,7 +125,7 @@ def _link(link: Figures) -> str:
 def _passthrough(told: Figures) -> str:
     """What the kernel reads by itself, which is not counted."""
     if not told["on"]:
-        return f"reads nothing past bffs: {told['why_not'] or 'not asked for'}"
+        return f"reads nothing past bffs ({told['why_not'] or 'not asked for'})"
     return f"has read {_count(told['opened'], 'opened file')} past bffs, from the cache, uncounted"
 
 
