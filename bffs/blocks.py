@@ -391,13 +391,16 @@ class BlockReader:
         wants: deque[Want] = deque()
         for obj, start, stop in ranges:
             cached = self._cache.open(obj)
+            if cached.is_checked:  # and so all of it is here
+                continue
             cached.refresh(LOOK_AGAIN)
             for first, end in cached.missing(start // BLOCK, -(-stop // BLOCK)):
                 wants.append(Want(obj, first, end, cached))
         with self._lock:
             if not self._closing:
                 self._schedule.prefetch(stream, priority, wants, order)
-                self._work.notify()
+                if wants:
+                    self._work.notify()
 
     def cancel(self, stream: Hashable) -> None:
         """Forget what `stream` wants and is not yet being fetched."""

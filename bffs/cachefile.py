@@ -109,6 +109,8 @@ class CachedObject:
 
         Reads them, a few blocks at a time, as long as nothing is missing.
         """
+        if self.is_checked:
+            return self.is_whole
         buffer = memoryview(bytearray(_CHECKED * BLOCK))
         block = 0
         while (block := self._verified.find(0, block)) >= 0:

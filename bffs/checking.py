@@ -61,10 +61,11 @@ class Checker:
         with self._work:
             self._queue.clear()
             self._queue.extend(wanted)
-            self._work.notify()
+            if wanted:
+                self._work.notify()
 
     def _is_worth_it(self, cached: CachedObject) -> bool:
-        return cached.is_whole and not cached.is_checked
+        return not cached.is_checked and cached.is_whole
 
     def _run(self) -> None:
         while True:
