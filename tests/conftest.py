@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -318,3 +319,26 @@ def status(mountpoint: Path) -> Any:
 def flags_of(server: S3Server) -> list[str]:
     """Where the bucket of a server that counts and fails is, for the command line."""
     return ["--endpoint-url", server.endpoint_url, "--bucket", server.bucket]
+
+
+def flip(file: Path, offset: int, mask: int = 1) -> None:
+    """Change the bits of `mask` in one byte."""
+    with file.open("r+b") as opened:
+        opened.seek(offset)
+        byte = opened.read(1)[0]
+        opened.seek(offset)
+        opened.write(bytes([byte ^ mask]))
+
+
+def in_terminal(command: Sequence[str], env: Mapping[str, str]) -> str:
+    """What a command writes to a terminal; it must succeed."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(command, env=env, stdout=theirs, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the other side is closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+    assert process.returncode == 0
+    return shown.decode().replace("\r\n", "\n")

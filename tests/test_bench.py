@@ -151,11 +151,12 @@ def test_short_run_of_everything(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
-def test_names_are_measured_without_a_request(tmp_path: Path) -> None:
-    report = tmp_path / "names.json"
-    command = [sys.executable, "scripts/bench", "--listing", "--short", f"--json={report}"]
+def short_figures(folder: Path, mode: str) -> tuple[dict[str, float], str]:
+    """The figures by title of a short run, which leaves nothing else behind, and what it printed."""
+    report = folder / "figures.json"
+    command = [sys.executable, "scripts/bench", mode, "--short", f"--json={report}"]
     done = subprocess.run(
-        [*command, f"--dir={tmp_path}"],
+        [*command, f"--dir={folder}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -163,28 +164,20 @@ def test_names_are_measured_without_a_request(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    values = {line["title"]: line["value"] for line in json.loads(report.read_text())}
+    assert list(folder.iterdir()) == [report]
+    return {line["title"]: line["value"] for line in json.loads(report.read_text())}, done.stdout
+
+
+def test_names_are_measured_without_a_request(tmp_path: Path) -> None:
+    values, said = short_figures(tmp_path, "--listing")
     assert values.pop("requests from the mount to here") == 0
     assert all(value > 0 for value in values.values())
-    assert "first ls -lR" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["names.json"]
+    assert "first ls -lR" in said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may drop the page cache")
 def test_what_is_local_is_measured(tmp_path: Path) -> None:
-    report = tmp_path / "local.json"
-    command = [sys.executable, "scripts/bench", "--local", "--short", f"--json={report}"]
-    done = subprocess.run(
-        [*command, f"--dir={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    values = {line["title"]: line["value"] for line in json.loads(report.read_text())}
+    values, said = short_figures(tmp_path, "--local")
     assert values["hot: no passthrough, driver read"] == 0
     assert (values["cold: passthrough, driver read"] == 0) == (passthrough.why_not() is None)
-    assert "saved: written, MB/s" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["local.json"]
+    assert "saved: written, MB/s" in said

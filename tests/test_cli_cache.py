@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 from bffs.cli import main
 from bffs.errors import UsageError
 from bffs.inventory import parse_slices
-from tests.conftest import CREDENTIALS, Mounter, clean, flags_of
+from tests.conftest import CREDENTIALS, Mounter, clean, flags_of, flip
 from tests.s3server import S3Server
 
 SLICE = 300_000
@@ -265,14 +265,6 @@ def test_more_pinned_than_the_cache_holds_is_said(bffs: Bffs) -> None:
 
 
 # -- verify -----------------------------------------------------------------------------------------------------
-
-
-def flip(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 4]))
 
 
 def test_verify_finds_flipped_bits_and_drops_them(bffs: Bffs, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ import pytest
 import yaml
 
 from bffs.cli import main
-from tests.conftest import CREDENTIALS, ROOT, Bucket, clean
+from tests.conftest import CREDENTIALS, ROOT, Bucket, clean, in_terminal
 from tests.s3server import LAYOUT, S3Server, Source
 from tests.slices import tiff
 
@@ -441,21 +441,6 @@ def test_tables_look_right_at_80_columns_in_a_pipe_and_without_colours(owner: Wo
             assert all(len(line) <= 80 or path in line for line in text.splitlines())
             if command[0] != "status":  # whose figures move, and whose paths are shortened
                 assert [line.rstrip() for line in text.splitlines()] == piped.stdout.splitlines()
-
-
-def in_terminal(command: list[str], env: dict[str, str]) -> str:
-    ours, theirs = os.openpty()
-    with subprocess.Popen(command, env=env, stdout=theirs, stderr=theirs, stdin=theirs) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while piece := os.read(ours, 65536):
-                shown += piece
-        except OSError:  # the other side is closed
-            pass
-        os.close(ours)
-    assert process.returncode == 0
-    return shown.decode().replace("\r\n", "\n")
 
 
 # -- parsing ----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from bffs import passthrough
 from bffs.cachefile import remove_cached
 from bffs.expectation import Expectation
 from bffs.mountpoint import mount_at
-from tests.conftest import Mounter, drivers, flags_of, status, until
+from tests.conftest import Mounter, drivers, flags_of, flip, status, until
 from tests.s3server import S3Server
 
 CYCLES = int(os.environ.get("BFFS_CYCLES", "500"))
@@ -85,15 +85,6 @@ def _passes(mountpoint: Path, path: Path) -> bool:
 def drop_page_cache() -> None:
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-def flip(file: Path, offset: int) -> None:
-    """Change one bit."""
-    with file.open("r+b") as opened:
-        opened.seek(offset)
-        byte = opened.read(1)[0]
-        opened.seek(offset)
-        opened.write(bytes([byte ^ 1]))
 
 
 def refresh(mountpoint: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from bffs import outside
 from bffs.errors import MountError
-from tests.conftest import ROOT, Mounter, drivers, status, until
+from tests.conftest import ROOT, Mounter, drivers, in_terminal, status, until
 from tests.s3server import S3Server, pattern
 
 SIZE = 3_000_000
@@ -263,29 +263,11 @@ def test_it_fits_80_columns_of_a_terminal(server: S3Server, mounter: Mounter) ->
     with deep.open("w"):
         for extra, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
             env = mounter.environment({"COLUMNS": "80", "TERM": "xterm-256color", **extra})
-            shown = in_terminal(["status", str(mountpoint)], env)
+            shown = in_terminal([sys.executable, "-m", "bffs", "status", str(mountpoint)], env)
             plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
             assert max(map(len, plain.splitlines())) <= 80
             assert "…" in plain and "x.tif" in plain
             assert bool(re.search(r"\x1b\[[\d;]*3\dm", shown)) == coloured
-
-
-def in_terminal(args: list[str], env: dict[str, str]) -> str:
-    """What a command of bffs writes to a terminal of 80 columns."""
-    ours, theirs = os.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "bffs", *args], env=env, stdout=theirs, stderr=theirs, stdin=theirs
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while piece := os.read(ours, 65536):
-                shown += piece
-        except OSError:  # the other side is closed
-            pass
-        os.close(ours)
-    assert process.returncode == 0
-    return shown.decode().replace("\r\n", "\n")
 
 
 def test_json_is_the_file(mounter: Mounter) -> None:
