@@ -15,12 +15,14 @@ The map: a module imports only from lines below its own, and modules that share 
     fuse | layout | scratch | status    mounting | specimens to folders | changes to what was saved | live figures
     metrics                       live figures for Prometheus
     engine                        what reading needs, without a mount
-    overlay | views | writing     tree and scratch folder as one | folders and files of stacks | requests that change
+    writing                       requests that change something
+    overlay | views               tree and scratch folder as one | folders and files of stacks
     check_content | check_disk | check_fuse | check_store  checks of `bffs doctor`
     findings                      what is wrong
     advice                        options that fit what was measured
     dashboard | plots | regions    figures of a mount for people | pictures | regions of stacks as reads
     adapter | inventory | linking    requests that read | what is cached of each specimen | a folder of links
+    loop                          libfuse's loop, with a step after its end
     outside | progress | saved    a mount asked from outside | how far a long command is | what was saved
     unlisted                      `stacks` as a link, which programs that look at everything do not follow
     manifest | tables | tree      published, and one a specimen | what commands print | nodes, the FileSystem protocol
@@ -32,7 +34,8 @@ The map: a module imports only from lines below its own, and modules that share 
     content | expectation         immutable bytes, whatever their make | whether slices are read whole
     predictor                     pure: what will be read next
     tracks                        what was read of a specimen: streams, visits, tracks
-    blocks                        what is read: from memory, from the disk cache, or fetched once
+    blocks                        what is read: from memory, from the disk cache, or fetched
+    fetching                      blocks that are not here, fetched once by threads
     keeping                       what was fetched, written to the disk cache
     schedule                      what is fetched next, and what has to give way
     checking | verify | warm      whole objects, checked before the kernel reads them | all that is cached | what is not
@@ -43,13 +46,14 @@ The map: a module imports only from lines below its own, and modules that share 
     pins                          which specimens stay in the cache
     kept | late                   small files beside the cache, whole or not at all | the store, connected when needed
     catalog | s3                  a listing as specimens | listings and ranges of a bucket, tried again where it helps
+    deadlines                     until when a read waits
     body | client | patience      an answer's body, received | the only import of boto3 | pauses, and what is a stall
     explain | unlinked            what went wrong with the store, in our words | files deleted while open
     versions                      of bffs and of what it stands on
     beneath | binding | company   a folder that nothing leads out of | the only import of mfusepy | who else has it
-    daemon                        work in the background that the shell waits for
+    daemon | traces               work in the background that the shell waits for | where each thread is
     drawing | logs | mountpoint   the demo's neurons | where messages go | what is mounted where, and unmounting
-    receiver                      bodies of many answers, received by one thread
+    asking | receiver             who asks a mount, never for long | bodies of many answers, received by one thread
     private                       folders of this user alone
     store                         ObjectInfo, ByteRange, ObjectStore: the value types everyone speaks
     precedence                    who wins: flags, environment, file, profile, defaults

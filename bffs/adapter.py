@@ -26,7 +26,7 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from bffs.beneath import OpenFile
-from bffs.binding import LIBFUSE, binding, view_of
+from bffs.binding import LIBFUSE, asking_process, binding, view_of
 from bffs.content import Content
 from bffs.errors import to_errno
 from bffs.kernelahead import KernelReadahead
@@ -105,7 +105,7 @@ class Open:
     """What a handle stands for: a folder's listing, or the content of a file, which process `pid`
     opened at `path`."""
 
-    __slots__ = ("content", "inode", "node", "path", "pid")
+    __slots__ = ("content", "ino", "inode", "node", "path", "pid")
 
     def __init__(
         self, node: Node, content: Content | OpenFile | None = None, path: bytes = b""
@@ -113,7 +113,8 @@ class Open:
         self.node = node
         self.content = content
         self.path = path
-        self.pid = binding.fuse_get_context()[2] if path else 0
+        self.pid = asking_process() if path else 0
+        self.ino = 0 if content is None else node.attributes.ino
         self.inode: Inode | None = None
         """What it is counted for in `Passthrough`."""
 
@@ -291,33 +292,36 @@ class Adapter(binding.FUSE):  # type: ignore[misc]
     def _answer_open(self, opened: Open, fip: Any, *, keep: bool, direct: bool) -> None:
         """Give a handle out: for the kernel to read by itself, with its pages kept or not, or
         `direct`, without pages."""
-        fip.contents.keep_cache, fip.contents.direct_io = keep, direct
+        info = fip.contents
         try:
-            self._pass_through(opened, fip.contents, direct)
+            backing = self._backing(opened, info.flags, keep=keep, direct=direct)
         except BaseException:
             opened.close()
             raise
-        fip.contents.fh = self._keep(opened)
+        if backing:
+            hand_out(info, backing)
+        else:
+            info.keep_cache, info.direct_io = keep, direct
+        info.fh = self._keep(opened)
 
-    def _pass_through(self, opened: Open, info: Any, direct: bool) -> None:
+    def _backing(self, opened: Open, flags: int, *, keep: bool, direct: bool) -> int:
+        """The backing id of what passes through, else 0."""
         passthrough, node = self._session.passthrough, opened.node
         if passthrough is None or isinstance(node, Folder):
-            return
-        ino, version = node.attributes.ino, node.version
-        if direct and not passthrough.passes(ino, version):
-            return
+            return 0
+        if direct and not passthrough.passes(opened.ino, node.version):
+            return 0
         # Who asks for O_DIRECT first gets what he gets without passthrough: any alignment.
-        may_begin = info.keep_cache and not info.flags & os.O_DIRECT
-        opened.inode = passthrough.enter(ino, version, opened.content if may_begin else None)
-        if opened.inode.backing:
-            hand_out(info, opened.inode.backing)
+        content = opened.content if keep and not direct and not flags & os.O_DIRECT else None
+        opened.inode = passthrough.enter(opened.ino, node.version, content)
+        return opened.inode.backing
 
     def _is_open_in_another_version(self, node: File | LocalFile) -> bool:
         ino, version = node.attributes.ino, node.version
         return any(
             not isinstance(opened.node, Folder)
             and (opened.inode is None or not opened.inode.is_disowned)
-            and opened.node.attributes.ino == ino
+            and opened.ino == ino
             and opened.node.version != version
             for opened in tuple(self._handles.values())
         )

@@ -62,6 +62,11 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def asking_process() -> int:
+    """The process whose request this thread is busy with."""
+    return int(binding._libfuse.fuse_get_context().contents.pid)
+
+
 @functools.lru_cache(64)
 def array_of(size: int) -> Any:
     """The ctypes type of `size` bytes; ctypes makes it anew each time that nobody holds it."""

@@ -41,7 +41,7 @@ import xxhash
 from cachetools import LRUCache
 
 from bffs import pins
-from bffs.cachefile import BLOCK, CachedObject, block_count, checksum, remove_cached
+from bffs.cachefile import BLOCK, CachedObject, Seal, block_count, checksum, remove_cached
 from bffs.errors import BffsError
 from bffs.index import Account, Index
 from bffs.private import CACHE_VERSION, dataset_folder, own_dataset_folder
@@ -63,8 +63,28 @@ such a file keeps its room on the disk."""
 _NOTE_USE = 30.0
 """Seconds after which other processes know what was read here from the cache alone."""
 
+Identity = tuple[str, str]
+"""Key and ETag."""
+
 _NOWHERE = Path(os.devnull) / "nowhere"
 """A path that can't be, for objects that have no local part: below a device there is nothing."""
+
+
+class _Known(LRUCache[Identity, CachedObject]):
+    """Objects whose files are open. Of those that had to be closed for others, `seals` has what is
+    known to be sound: a stack has more slices than may be open, and is read again and again."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.seals: dict[Identity, Seal] = {}
+
+    def popitem(self) -> tuple[Identity, CachedObject]:
+        """Drop the least recently used."""
+        identity, cached = super().popitem()
+        seal = cached.seal()
+        if seal is not None:
+            self.seals[identity] = seal
+        return identity, cached
 
 
 class DiskCache:
@@ -88,7 +108,7 @@ class DiskCache:
         self._dataset = dataset
         self._objects = dataset_folder(folder, dataset)
         self._index = Index(folder / CACHE_VERSION, limit, stamp)
-        self._known: LRUCache[tuple[str, str], CachedObject] = LRUCache(_KNOWN_OBJECTS)
+        self._known = _Known(_KNOWN_OBJECTS)
         self._lock = threading.Lock()
         self._paused_until = 0.0
         self._forgot_at = 0.0
@@ -126,15 +146,15 @@ class DiskCache:
             cached = self._known.get(identity)
         if cached is None or cached.is_evicted():
             path = self.path(obj) if self._ours else _NOWHERE
-            cached = CachedObject(obj, path, self._count_damage)
+            cached = CachedObject(obj, path, self._count_damage, self._known.seals.get(identity))
             with self._lock:
                 self._known[identity] = cached
         return cached
 
-    def touch(self, obj: ObjectInfo) -> None:
-        """Note that `obj` is in use now; written down later, for other processes."""
+    def touch(self, cached: CachedObject) -> None:
+        """Note that it is in use now; written down later, for other processes."""
         if self._ours:
-            self._index.touch(self.path(obj))
+            self._index.touch(cached.path)
 
     def add(self, obj: ObjectInfo, block: int, data: memoryview, sums: array[int]) -> None:
         """Store consecutive blocks if there is room; see `CachedObject.add`. Never raises."""
@@ -151,9 +171,10 @@ class DiskCache:
     def store(self, obj: ObjectInfo, block: int, data: memoryview, sums: array[int]) -> bool:
         """Store consecutive blocks; False if there is no room. Raises OSError or sqlite3.Error."""
         path = self.path(obj)
+        before = self._index.evicted
         if not self._index.reserve(path, obj, len(data)):
             return False
-        self._forget_evicted(0.1)
+        self._forget_evicted(0.1 if self._index.evicted == before else 0.0)
         cached = self.open(obj)
         was_there = cached.is_there
         cached.add(block, data, sums, direct=True)

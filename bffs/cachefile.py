@@ -27,6 +27,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
@@ -57,15 +58,27 @@ def block_count(size: int) -> int:
     return -(-size // BLOCK)
 
 
+class Seal(NamedTuple):
+    """A file as long as nobody writes to it: its inode, and when that was last done (ns)."""
+
+    inode: int
+    written: int
+
+
 class CachedObject:
     """The local part of one object version. Reads are verified; a fault is a miss.
 
     Its file descriptors live as long as the object, so a reader needs only a reference, even to an
-    evicted file. `on_damage` is called for each block, or whole file, that is dropped.
+    evicted file. `on_damage` is called for each block, or whole file, that is dropped. If it is still
+    the file of the seal `known`, nothing of it is checked again.
     """
 
     def __init__(
-        self, obj: ObjectInfo, path: Path, on_damage: Callable[[], None] = lambda: None
+        self,
+        obj: ObjectInfo,
+        path: Path,
+        on_damage: Callable[[], None] = lambda: None,
+        known: Seal | None = None,
     ) -> None:
         self.obj = obj
         self.path = path
@@ -78,6 +91,8 @@ class CachedObject:
         self._verified = bytearray(block_count(obj.size))
         self._refreshed = -math.inf
         self.refresh()
+        if known is not None and self.is_whole and _sealed(self._fd) == known:
+            self._verified = bytearray(b"\1" * len(self._verified))
 
     def __del__(self) -> None:
         for fd in (self._fd, self._sums_fd):
@@ -101,16 +116,18 @@ class CachedObject:
 
     @property
     def is_checked(self) -> bool:
-        """Whether every block has been checked in this process."""
-        return self._verified.find(0) < 0
+        """Whether every block is here and has been checked in this process."""
+        return self._fd >= 0 and self._verified.find(0) < 0
+
+    def seal(self) -> Seal | None:
+        """What a file is known by that every block of was checked in this process; None for others."""
+        return _sealed(self._fd) if self.is_checked else None
 
     def check(self) -> bool:
         """Check all blocks that have not been; whether the whole object is here and sound.
 
         Reads them, a few blocks at a time, as long as nothing is missing.
         """
-        if self.is_checked:
-            return self.is_whole
         buffer = memoryview(bytearray(_CHECKED * BLOCK))
         block = 0
         while (block := self._verified.find(0, block)) >= 0:
@@ -119,7 +136,7 @@ class CachedObject:
             if self.read_into(offset, buffer[:size]) != size:
                 return False
             block += _CHECKED
-        return self.is_whole
+        return self.is_checked
 
     def refresh(self, stale: float = 0.0) -> None:
         """Learn what other processes have added since, if it is `stale` seconds ago that this was
@@ -214,13 +231,15 @@ class CachedObject:
         return True
 
     def _drop(self, block: int, why: object) -> None:
-        log.warning("block %d of %s is fetched again: %s", block, self.obj.key, why)
-        self._on_damage()
+        if not self._sums[block]:
+            return  # by another thread, which has read the same
         self._sums[block] = 0
         self._verified[block] = 0
         if self._sums_fd >= 0:
             with suppress(OSError):
                 os.pwrite(self._sums_fd, bytes(8), _HEADER.size + 8 * block)
+        log.warning("block %d of %s is fetched again: %s", block, self.obj.key, why)
+        self._on_damage()
 
     def add(self, block: int, data: memoryview, sums: array[int], direct: bool) -> None:
         """Store consecutive blocks from `block` on; `data` starts on a page and may end with the
@@ -310,6 +329,11 @@ class CachedObject:
                 return
         os.close(fd)
         os.close(sums_fd)
+
+
+def _sealed(fd: int) -> Seal:
+    status = os.fstat(fd)
+    return Seal(status.st_ino, status.st_mtime_ns)
 
 
 def remove_cached(path: Path) -> None:

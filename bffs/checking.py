@@ -48,11 +48,12 @@ class Checker:
         """What is cached of `obj`, if that is all of it and checked; with `check`, what was not is
         checked now."""
         cached = self._cache.open(obj)
-        if not cached.is_whole:
-            cached.refresh(_STALE)
-        if not cached.is_whole or not (cached.check() if check else cached.is_checked):
-            return None
-        self._cache.touch(obj)
+        if not cached.is_checked:
+            if not cached.is_whole:
+                cached.refresh(_STALE)
+            if not (check and cached.is_whole and cached.check()):
+                return None
+        self._cache.touch(cached)
         return cached
 
     def ahead(self, objects: Iterable[ObjectInfo]) -> None:

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bffs import completing
 from bffs.cli_options import absolute, command
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
 
 SAMPLE = 0.5
 """Seconds between the two readings that a rate is taken from."""
@@ -83,9 +86,21 @@ def _watch(mountpoint: Path) -> None:
             for before, told in pairwise(chain((None,), _looks(mountpoint))):
                 assert told is not None
                 view = dashboard.lines(before or told, told, console.width)
-                live.update(view, refresh=True)
+                live.update(_fitting(console, before or told, told), refresh=True)
     finally:
         console.print(view)
+
+
+def _fitting(console: Console, before: dict[str, Any], after: dict[str, Any]) -> Group:
+    """As much as the terminal has lines for: gaps go first, then open files."""
+    from bffs import dashboard
+
+    view = dashboard.lines(before, after, console.width)
+    for files in range(dashboard.MOST_FILES, 0, -1):
+        if len(console.render_lines(view)) <= console.height:
+            break
+        view = dashboard.lines(before, after, console.width, most_files=files, gaps=False)
+    return view
 
 
 def _print(before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -60,14 +60,15 @@ class Company:
 
     def _watch(self) -> None:
         while True:
-            asked = signal.sigtimedwait({signal.SIGIO}, PATIENCE) is not None
+            # What it returns says nothing: after a SIGSTOP for longer, Python takes the end of its time for a signal.
+            signal.sigtimedwait({signal.SIGIO}, PATIENCE)
             if self._is_closing.is_set():
                 return
             if not self.is_alone:
                 self.is_alone = self._take()
                 if self.is_alone:
                     self._alone(True)
-            elif asked or fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
+            elif fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
                 self.is_alone = False
                 self._alone(False)
                 fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

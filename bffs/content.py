@@ -7,11 +7,12 @@ All contents may be read from any number of threads at once; none has a position
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
-from bffs.blocks import BlockReader, as_one_read
+from bffs.blocks import BlockReader
 from bffs.cache import CachedObject
 from bffs.checking import Checker
+from bffs.deadlines import as_one_read
 from bffs.errors import BffsError
 from bffs.store import ByteRange, ObjectInfo
 
@@ -33,7 +34,6 @@ class Content(Protocol):
         ...
 
 
-@runtime_checkable
 class Backed(Protocol):
     """A content that may be in a local file, byte for byte."""
 

@@ -80,4 +80,9 @@ def _await(reader: int, pid: int, mask: set[int]) -> int:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
         return 130
-    return int(said) if said else 1
+    if said:
+        return int(said)
+    ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    how = signal.strsignal(-ended) if ended < 0 else f"exit code {ended}"
+    print(f"bffs: the driver ended before it was ready: {how}", file=sys.stderr)
+    return 1

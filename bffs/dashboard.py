@@ -21,7 +21,7 @@ Figures = Mapping[str, Any]
 
 _FROM = (("store", "fetched"), ("memory", "from_memory"), ("disk cache", "from_disk"))
 
-_MOST_FILES = 12
+MOST_FILES = 12
 _MOST_PLACES = 5
 """Rows that fit a terminal."""
 
@@ -34,19 +34,28 @@ _NO_ERRORS = "none"
 _STYLES = {"errors": "red", "failure": "yellow", "waiting": "yellow"}
 
 
-def lines(before: Figures, after: Figures, width: int | None) -> Group:
-    """All there is to see, what changes first; paths are shortened to fit `width` columns, if it is given."""
+def lines(
+    before: Figures,
+    after: Figures,
+    width: int | None,
+    *,
+    most_files: int = MOST_FILES,
+    gaps: bool = True,
+) -> Group:
+    """All there is to see, what changes first; paths are shortened to fit `width` columns, if it is
+    given. At most so many open files are shown; `gaps` parts what belongs together from the rest."""
     from rich.console import Group
 
-    parts: list[Any] = [_facts(_heading(after)), "", _flows(before, after), "", _facts(_now(after))]
+    parts = [_facts(_heading(after)), _flows(before, after), _facts(_now(after))]
     if after["specimens"]:
-        parts += ["", _specimens(after["specimens"])]
+        parts.append(_specimens(after["specimens"]))
     if after["files"]:
-        parts += ["", _files(after["files"], after["open"], width)]
+        parts.append(_files(after["files"][:most_files], after["open"], width))
     if waits := _waits(after["waiting"]):
-        parts += ["", _facts(waits)]
-    parts += ["", _facts(_standing(after))]
-    return Group(*parts)
+        parts.append(_facts(waits))
+    parts.append(_facts(_standing(after)))
+    gap: list[Any] = [""] * gaps
+    return Group(parts[0], *(each for part in parts[1:] for each in (*gap, part)))
 
 
 def _heading(told: Figures) -> list[tuple[str, str]]:
@@ -99,7 +108,9 @@ def _standing(told: Figures) -> list[tuple[str, str]]:
     left_out = sum(told["listing"]["left_out"].values())
     listed = format_duration(told["now"] - told["listing"]["listed_at"])
     more = f", {left_out:,} keys left out" if left_out else ""
-    facts.append(("listing", f"{told['listing']['specimens']:,} specimens, {listed} old{more}"))
+    facts.append(
+        ("listing", f"{_count(told['listing']['specimens'], 'specimen')}, {listed} old{more}")
+    )
     facts += _saved(told["saved"])
     if told["metrics_port"] is not None:
         facts.append(("metrics", f"http://127.0.0.1:{told['metrics_port']}/metrics"))
@@ -181,9 +192,8 @@ def _specimens(specimens: Sequence[Figures]) -> Table:
     return grid
 
 
-def _files(files: Sequence[Figures], count: int, width: int | None) -> Table:
-    """What each open file is doing."""
-    shown = files[:_MOST_FILES]
+def _files(shown: Sequence[Figures], count: int, width: int | None) -> Table:
+    """What some of the `count` open files are doing."""
     programs = [f"{each['program'] or '?'} {each['pid']}" for each in shown]
     grid = _grid("program", "at", "of", "doing")
     grid.add_column(f"open file ({count})" if count > len(shown) else "open file")
@@ -207,7 +217,7 @@ def _waits(waiting: Sequence[Figures]) -> list[tuple[str, str]]:
         if each["seconds"] >= _WAITING or each["reason"]:
             longest.setdefault(each["key"], each)
     facts = []
-    for key, each in list(longest.items())[:_MOST_FILES]:
+    for key, each in list(longest.items())[:MOST_FILES]:
         reason = f": {each['reason'][:_LONGEST_REASON]}" if each["reason"] else ""
         facts.append(("waiting", f"{each['seconds']:.0f} s for {key}{reason}"))
     return facts

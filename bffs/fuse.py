@@ -12,15 +12,16 @@ import stat
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bffs.adapter import MAX_BACKGROUND, Adapter, Open
-from bffs.binding import LIBFUSE, binding, keep_freed_memory
+from bffs.binding import LIBFUSE, asking_process, binding, keep_freed_memory
 from bffs.errors import MountError
 from bffs.kernelahead import KernelReadahead
+from bffs.loop import in_steps
 from bffs.passthrough import Passthrough, negotiate, why_not
 from bffs.tree import FileSystem, inode
 from bffs.unlisted import outside
@@ -37,6 +38,9 @@ IDLE_THREADS = 64
 MAX_THREADS = 512
 """Threads that are kept to serve all requests, and how many there may be: reads that wait for a store
 that is away must not keep an `ls` waiting, nor the news that a reader was killed."""
+
+_PATIENCE = 1.0
+"""Seconds that the end waits for the kernel to forget something. It may itself wait for what the end brings."""
 
 _NOTIFY_INC_EPOCH = 8
 _POSES = 4
@@ -77,10 +81,13 @@ class Session:
         self.is_ready = False
         self.changed = False
         self.errors = errors
-        self._is_stopped = False
         self._on_ready = on_ready
-        self._fuse: int | None = None
         self._thread: int | None = None
+        self._is_stopped = False
+        self._fuse: int | None = None
+        self._device = -1
+        self._users = 0
+        self._use = threading.Condition()
 
     def serve(self, mountpoint: str, options: dict[str, Any]) -> None:
         """Mount and answer; returns after the unmount. Raises MountError if libfuse can't mount."""
@@ -95,12 +102,14 @@ class Session:
         elif LIBFUSE >= (3, 12):
             # libfuse complains on stderr where only one of the two is given.
             options = options | {"max_threads": MAX_THREADS, "max_idle_threads": IDLE_THREADS}
+        if (main := in_steps(self._ended)) is not None:
+            binding.fuse_main_real = main
         try:
             (WritableAdapter if self.writable else Adapter)(self, mountpoint, options)
         except RuntimeError as error:
             raise MountError(f"FUSE could not mount at {mountpoint}") from error
         finally:
-            self._fuse = self._config = None
+            self._ended()
 
     def connecting(self, connection: Any) -> None:
         """See `Host.connecting`."""
@@ -109,16 +118,19 @@ class Session:
 
     def started(self, library: Any, config: Any) -> None:
         """See `Host.started`."""
-        self._config = config
-        self._tell_timeouts()
         library.fuse_get_context.restype = ctypes.POINTER(binding.fuse_context)
-        self._fuse = library.fuse_get_context().contents.fuse
-        if config and self.why_no_passthrough is None:
+        fuse = library.fuse_get_context().contents.fuse
+        if config:
             library.fuse_get_session.restype = ctypes.c_void_p
-            session = library.fuse_get_session(ctypes.c_void_p(self._fuse))
-            self.passthrough = Passthrough(library.fuse_session_fd(ctypes.c_void_p(session)))
-        if self._is_stopped:
-            self._exit()
+            session = library.fuse_get_session(ctypes.c_void_p(fuse))
+            self._device = library.fuse_session_fd(ctypes.c_void_p(session))
+            if self.why_no_passthrough is None:
+                self.passthrough = Passthrough(self._device)
+        with self._use:
+            self._fuse, self._config = fuse, config
+            if self._is_stopped:
+                self._exit()
+        self._tell_timeouts()
         self.is_ready = True
         self._on_ready()
 
@@ -129,11 +141,16 @@ class Session:
         Needs libfuse 3; with libfuse 2 what the kernel knows ends with its time-outs.
         """
         forget = getattr(binding._libfuse, "fuse_invalidate_path", None)
-        if self._fuse is None or forget is None:
+        if forget is None:
             return
         for path in paths:
-            forget(ctypes.c_void_p(self._fuse), os.fsencode(outside(path)))
-        _increment_epoch()
+            with self._lasting() as fuse:
+                if fuse is None:
+                    return
+                forget(ctypes.c_void_p(fuse), os.fsencode(outside(path)))
+        with self._lasting() as fuse:
+            if fuse is not None:
+                _increment_epoch(self._device)
 
     def revoke(self, mountpoint: Path, paths: Iterable[str]) -> None:
         """Make handles useless, with EIO, by which the kernel itself reads former versions of these
@@ -171,10 +188,10 @@ class Session:
 
     def _tell_timeouts(self) -> None:
         """libfuse 3 looks these up for each reply; libfuse 2 is told once, when it mounts."""
-        config = self._config
-        if config:
-            for name, seconds in self._timeouts().items():
-                setattr(config.contents, name, seconds)
+        with self._lasting() as fuse:
+            if fuse is not None and self._config:
+                for name, seconds in self._timeouts().items():
+                    setattr(self._config.contents, name, seconds)
 
     def _timeouts(self) -> dict[str, float]:
         trusted = self.is_trusted and not (self.writable and LIBFUSE[0] == 2)
@@ -187,13 +204,36 @@ class Session:
     def stop(self) -> None:
         """Make `serve` return, as soon as it has mounted if it is about to. From another thread
         only."""
-        self._is_stopped = True
-        if self._fuse is not None and self._thread is not None:
+        with self._use:
+            self._is_stopped = True
+            self._use.wait_for(lambda: not self._users, _PATIENCE)
             self._exit()
-            signal.pthread_kill(self._thread, signal.SIGTERM)  # interrupts its wait
 
     def _exit(self) -> None:
-        binding._libfuse.fuse_exit(ctypes.c_void_p(self._fuse))
+        """End libfuse's loop; `_use` is held."""
+        if self._fuse is not None and self._thread is not None:
+            binding._libfuse.fuse_exit(ctypes.c_void_p(self._fuse))
+            signal.pthread_kill(self._thread, signal.SIGTERM)  # interrupts its wait
+
+    def _ended(self) -> None:
+        """libfuse's loop has ended."""
+        with self._use:
+            self._fuse = self._config = None
+            self._use.wait_for(lambda: not self._users, _PATIENCE)
+
+    @contextmanager
+    def _lasting(self) -> Iterator[int | None]:
+        """What libfuse keeps of the mount, which may be used meanwhile; None before the beginning and from the end
+        on."""
+        with self._use:
+            fuse = None if self._is_stopped else self._fuse
+            self._users += 1
+        try:
+            yield fuse
+        finally:
+            with self._use:
+                self._users -= 1
+                self._use.notify_all()
 
 
 def is_reader_killed() -> bool:
@@ -201,7 +241,7 @@ def is_reader_killed() -> bool:
     ends a read."""
     if not binding._libfuse.fuse_interrupted():
         return False
-    pid = binding.fuse_get_context()[2]
+    pid = asking_process()
     with suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -210,13 +250,10 @@ def is_reader_killed() -> bool:
     return False
 
 
-def _increment_epoch() -> None:
+def _increment_epoch(device: int) -> None:
     """Make the kernel look up every name again (FUSE_NOTIFY_INC_EPOCH, since Linux 6.16).
 
     Older kernels refuse the message, and remember absent names until their time is up.
     """
-    message = struct.pack("=IiQ", 16, _NOTIFY_INC_EPOCH, 0)
-    for entry in os.scandir("/proc/self/fd"):
-        with suppress(OSError):
-            if os.readlink(entry.path) == "/dev/fuse":
-                os.write(int(entry.name), message)
+    with suppress(OSError):
+        os.write(device, struct.pack("=IiQ", 16, _NOTIFY_INC_EPOCH, 0))

@@ -119,14 +119,16 @@ class Index:
         self._limit = limit
         self._stamp = stamp
         self._lock = threading.Lock()
-        self._used: dict[str, float] = {}
+        self._used: dict[Path, float] = {}
+        self.evicted = 0
+        """Files that were evicted through this, to make room."""
 
     def __del__(self) -> None:
         self._disconnect()
 
     def touch(self, path: Path) -> None:
         """Note that the file was used just now."""
-        self._used[self._name(path)] = self._stamp or time.time()
+        self._used[path] = self._stamp or time.time()
 
     def reserve(self, path: Path, obj: ObjectInfo, size: int) -> bool:
         """Make room for `size` more bytes of `obj` in the file; False if there is none even after
@@ -146,6 +148,7 @@ class Index:
             if victims is None:
                 return False
             self._remove(connection, victims)
+            self.evicted += len(victims)
             pinned = pins.is_pinned(self._dataset_folder(name), _prefix(obj.key))
             connection.execute(
                 "INSERT INTO files VALUES (?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
@@ -302,7 +305,7 @@ class Index:
         connection.executemany(
             "UPDATE files SET used = max(used, ?) WHERE path = ?",
             # A copy, made in one step: a `touch` that began before may still add to it.
-            [(when, path) for path, when in tuple(used.items())],
+            [(when, self._name(path)) for path, when in tuple(used.items())],
         )
 
     def _connect(self) -> sqlite3.Connection:

@@ -81,7 +81,7 @@ class Link:
 
     @property
     def latency(self) -> float:
-        """Seconds to a first block at best, 0 while unknown."""
+        """Seconds to a first byte at best, 0 while unknown."""
         return self._latencies.value
 
     @property
@@ -103,6 +103,11 @@ class Link:
     @property
     def _held(self) -> int:
         return int(HELD * self.bandwidth * self.latency)
+
+    def heard(self, seconds: float, now: float) -> None:
+        """A request's first byte took this long. The first block won't do: on a slow link that is
+        full it comes late, and the link would be taken for one that holds more."""
+        self._latencies.add(seconds, now)
 
     def answered(self, seconds: float, now: float, *, saturated: bool) -> None:
         """A request's first block took this long; `saturated` if only the window keeps back more."""

@@ -2,6 +2,8 @@
 
 The file is `--log-file`, or `bffs.log` in the user's log folder; it is private (0600), refused when
 somebody else planted it, and begun anew at `LARGEST` bytes, the one before being kept.
+
+Where the process dies of a fault (SIGSEGV, SIGBUS, SIGABRT...), where its threads were is written there, too.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import faulthandler
 import logging
 import logging.handlers
 import os
-import sys
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -26,6 +27,7 @@ LARGEST = 10 * MIB
 def to_terminal(verbosity: int) -> None:
     """Log to standard error, in the words of an error message."""
     _configure(logging.StreamHandler(), "bffs: %(message)s", verbosity)
+    faulthandler.enable(2)
 
 
 def made_private(path: Path | None) -> Path:
@@ -48,39 +50,26 @@ def to_file(path: Path, verbosity: int) -> None:
     _configure(
         handler, "%(asctime)s %(levelname)s %(process)d %(threadName)s: %(message)s", verbosity
     )
-
-
-def write_stacks_on(number: int) -> None:
-    """From now on have the stacks of all threads written where messages go when this signal comes,
-    even while Python is stuck; the handler that the signal has by now is called then, too."""
-    (handler,) = logging.getLogger().handlers
-    if isinstance(handler, _PrivateFile):
-        handler.write_stacks_on(number)
-    else:
-        faulthandler.register(number, sys.stderr, chain=True)
+    handler.write_faults()
 
 
 class _PrivateFile(logging.handlers.RotatingFileHandler):
     """Makes sure of each file that it begins."""
 
-    _stacks = -1
+    _faults = -1
     """A descriptor of its own: faulthandler writes to a number, whatever that is by then."""
 
-    _stacks_on = 0
-
-    def write_stacks_on(self, number: int) -> None:
-        """See the function."""
-        before = self._stacks
-        self._stacks = open_own_file(self.baseFilename, os.O_WRONLY | os.O_APPEND)
-        self._stacks_on = number
-        faulthandler.register(number, self._stacks, chain=True)
+    def write_faults(self) -> None:
+        """From now on have the file as it is now told of faults."""
+        before = self._faults
+        self._faults = open_own_file(self.baseFilename, os.O_WRONLY | os.O_APPEND)
+        faulthandler.enable(self._faults)
         if before >= 0:
             os.close(before)
 
     def doRollover(self) -> None:
         super().doRollover()
-        if self._stacks_on:
-            self.write_stacks_on(self._stacks_on)
+        self.write_faults()
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=open_own_file)

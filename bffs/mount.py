@@ -10,7 +10,6 @@ handlers run in the main thread only, and libfuse's loop would never give it bac
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import resource
@@ -22,7 +21,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from bffs import company, daemon, logs, metrics, notify
+from bffs import company, daemon, logs, metrics, notify, traces
 from bffs import mountpoint as mountpoints
 from bffs.errors import MountError, UsageError
 from bffs.private import own_scratch_folder, scratch_folder
@@ -45,8 +44,8 @@ again while a folder is listed takes a fifth of the time."""
 
 _ENDED = b"\0"
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-_REQUESTS = {signal.SIGHUP, signal.SIGUSR1}
-"""List the bucket anew; write stacks and state to the log."""
+_REFRESH = signal.SIGHUP
+"""List the bucket anew."""
 
 
 def mount(
@@ -186,6 +185,7 @@ def _drive(
 
         tree = Tree(build(catalog))
         signals = stack.enter_context(_Signals())
+        stack.enter_context(traces.told_on(signal.SIGUSR1, status.figures))
         stack.enter_context(mountpoints.driver_of(mountpoint))
         saving = None if scratch is None else stack.enter_context(Saving(tree, scratch))
         session = Session(
@@ -203,6 +203,7 @@ def _drive(
                 metrics.served(options.metrics, status.counts)
             )
         blocks.start()
+        threading.Thread(target=blocks.make_ready, name="bffs-memory", daemon=True).start()
         cache.start()
         checker.start()
         stack.callback(checker.close)
@@ -222,7 +223,7 @@ def _drive(
         stack.callback(serving.join)
         stack.callback(session.stop)
         stack.callback(blocks.abort)
-        while signals.wait() in _REQUESTS:
+        while signals.wait() == _REFRESH:
             pass
         if not session.is_ready:
             raise failure[0] if failure else MountError("stopped before the mount was usable")
@@ -230,15 +231,11 @@ def _drive(
         if options.verbosity >= 0:
             _say_how(mountpoint, scratch, session)
         ready()
-        logs.write_stacks_on(signal.SIGUSR1)
         refresher.start()
         stack.callback(refresher.close)
         if not settings.offline:
             threading.Thread(target=store.connect, name="bffs-connect", daemon=True).start()
-        while (asked := signals.wait()) in _REQUESTS:
-            if asked == signal.SIGUSR1:
-                log.warning("the state: %s", json.dumps(status.figures()))
-                continue
+        while signals.wait() == _REFRESH:
             if saving is not None:
                 saving.look_again()
             refresher.now()
@@ -257,9 +254,8 @@ class _Signals:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in (*_STOP_SIGNALS, *_REQUESTS):
+        for number in (*_STOP_SIGNALS, _REFRESH):
             signal.signal(number, lambda *_: None)
-        logs.write_stacks_on(signal.SIGUSR1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -270,10 +266,10 @@ class _Signals:
         os.write(self._writer, _ENDED)
 
     def wait(self) -> int:
-        """Wait for one of `_REQUESTS`, a signal that asks to stop, or `end` (0); which it was."""
+        """Wait for `_REFRESH`, a signal that asks to stop, or `end` (0); which it was."""
         while True:
             said = os.read(self._reader, 1)[0]
-            if said == _ENDED[0] or said in _REQUESTS or said in _STOP_SIGNALS:
+            if said == _ENDED[0] or said == _REFRESH or said in _STOP_SIGNALS:
                 return said
 
 

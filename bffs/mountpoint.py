@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from bffs.asking import PATIENCE, ask
 from bffs.errors import MountError
 from bffs.private import own_folder
 
@@ -44,6 +45,9 @@ the disk cache."""
 
 UNMOUNT_WAIT = 5.0
 """Seconds that an unmounted driver has to end once told to; before, a fifth to do so by itself."""
+
+
+_GONE = tuple(map(os.strerror, (errno.ENOTCONN, errno.ECONNABORTED)))
 
 
 class Mount(NamedTuple):
@@ -125,13 +129,12 @@ def check_folder(mountpoint: Path) -> None:
         raise MountError(f"{mountpoint} can't be used: {error.strerror}") from error
 
 
-def is_dead(mountpoint: Path) -> bool:
-    """Whether the driver of the mount there has gone without unmounting."""
-    try:
-        os.statvfs(mountpoint)  # stat would be answered from what the kernel remembers
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+def is_dead(mountpoint: Path, patience: float = PATIENCE) -> bool:
+    """Whether the driver of the mount there has gone without unmounting; not if it only doesn't answer within
+    `patience` seconds."""
+    # Without -f it would be answered from what the kernel remembers.
+    said = ask(["stat", "-f", "--", str(mountpoint)], patience)
+    return said is not None and said.stderr.decode().rstrip().endswith(_GONE)
 
 
 def unmount(mountpoint: Path) -> None:
@@ -150,10 +153,22 @@ def unmount(mountpoint: Path) -> None:
     lock = _open_lock(mountpoint, os.O_RDWR)  # before the driver removes it
     try:
         in_use = not _run_unmount(mountpoint, lazy=False)
-        if in_use and not _run_unmount(mountpoint, lazy=True) and mount_at(mountpoint) is not None:
+        # A driver that is told to end detaches what is in use by itself; after somebody else has, libfuse complains.
+        has_ended = lock is None or _await_end(lock, 0.0 if in_use else UNMOUNT_WAIT / 5)
+        if (
+            in_use
+            and mount_at(mountpoint) == existing
+            and not _run_unmount(mountpoint, lazy=True)
+            and mount_at(mountpoint) == existing
+        ):
             raise MountError(f"{mountpoint} can't be unmounted: is it another user's?")
         if lock is not None:
-            _await_end(mountpoint, lock, patience=0.0 if in_use else UNMOUNT_WAIT / 5)
+            if not has_ended:
+                pid = _written_in(lock)
+                raise MountError(
+                    f"{mountpoint} is unmounted, but its driver runs on: kill -9 {pid}"
+                )
+            _remove_lock(mountpoint, lock)
     finally:
         if lock is not None:
             os.close(lock)
@@ -165,20 +180,24 @@ def driver_at(mountpoint: Path) -> int | None:
     if lock is None:
         return None
     try:
-        return int(os.pread(lock, 20, 0) or 0) or None
+        return _written_in(lock)
     finally:
         os.close(lock)
 
 
-def _await_end(mountpoint: Path, lock: int, patience: float) -> None:
-    """Wait for the driver that holds `lock` to end, and tell it to after `patience` seconds."""
-    if not _take(lock, patience):
-        pid = int(os.pread(lock, 20, 0))
+def _written_in(lock: int) -> int | None:
+    return int(os.pread(lock, 20, 0) or 0) or None
+
+
+def _await_end(lock: int, patience: float) -> bool:
+    """Wait for the driver that holds `lock` to end, and tell it to after `patience` seconds; whether it has."""
+    if _take(lock, patience):
+        return True
+    pid = _written_in(lock)
+    if pid is not None:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM)
-        if not _take(lock, UNMOUNT_WAIT):
-            raise MountError(f"{mountpoint} is unmounted, but its driver runs on: kill -9 {pid}")
-    _remove_lock(mountpoint, lock)
+    return _take(lock, UNMOUNT_WAIT)
 
 
 @contextmanager
@@ -248,7 +267,8 @@ def _runtime_folder() -> Path:
 def _run_unmount(mountpoint: Path, *, lazy: bool) -> bool:
     """Run the system's unmount command; whether it succeeded."""
     if os.geteuid() == 0:
-        command = ["umount", *(["-l"] if lazy else []), str(mountpoint)]
+        # -c: it would ask the driver about the path, which may not answer.
+        command = ["umount", "-c", *(["-l"] if lazy else []), str(mountpoint)]
     else:
         program = shutil.which("fusermount3") or "fusermount"
         command = [program, "-u", *(["-z"] if lazy else []), str(mountpoint)]

@@ -53,7 +53,9 @@ class Overlay:
         self._unlinked = Unlinked(self.disk, _UNLINKED)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Let go of the folder, and of what nobody can have open any more."""
+        with suppress(OSError):
+            self._unlinked.close()
         self.disk.close()
 
     def find(self, path: str) -> Node:

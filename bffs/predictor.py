@@ -68,11 +68,6 @@ class Predictor:
         self._visit: Visit | None = None  # the slice demanded last, in that track
         self._eager = True  # slices that were expected to be read through were
 
-    @property
-    def latest(self) -> int | None:
-        """The slice demanded last."""
-        return None if self._visit is None else self._visit.index
-
     def reached(self, index: int) -> int | None:
         """The end of what was last demanded in a row of a slice; None if it isn't remembered."""
         for track in self._tracks:

@@ -31,6 +31,14 @@ ACTIVE = 3.0
 """Seconds after its last demand during which a specimen counts as being read, and gets its share of
 memory."""
 
+RESERVE = 4 * PART
+"""Bytes that may be ahead of a reader beside those on their way. As many as are on their way, which is four times
+as much on a link of 1 GB/s, made reading 5 % slower: memory that is used for the first time is dear."""
+
+AROUND = 16
+"""Slices on either side of one: while the kernel reads all of them by itself, nothing has to be foreseen,
+which would take half of the time of an open."""
+
 PROOF = 2 * MIB
 """Bytes of a slice after which a reader that came there from the slice before is believed to be one:
 the kernel itself reads up to so much past what a program reads."""
@@ -77,13 +85,15 @@ class Readahead:
         recent = [(age, name, self._specimens[name]) for age, name in ages if age <= seconds]
         return [Progress(name, each.slices, each.latest, age) for age, name, each in recent]
 
-    def depth(self, name: str) -> int:
-        """Bytes that may be ahead of the reader of specimen `name`, which is demanding something
-        now."""
+    def noted(self, name: str) -> None:
+        """Something of specimen `name` is demanded now."""
+        self._last_demand[name] = time.monotonic()
+
+    def depth(self) -> int:
+        """Bytes that may be ahead of a reader who is demanding something now."""
         now = time.monotonic()
-        self._last_demand[name] = now
         active = sum(now - last < ACTIVE for last in tuple(self._last_demand.values()))
-        useful = 2 * self.blocks.link.window + 2 * PART
+        useful = self.blocks.link.window + RESERVE
         return min(self._share // active, useful if self._most is None else self._most)
 
 
@@ -100,6 +110,11 @@ class SpecimenReadahead:
         self._tracks: set[int] = set()
         self._plans = 0
         self._expectation = Expectation()
+        self._passing = bytearray(len(slices))
+        """Of each slice, 1 if the kernel could read it by itself when it was opened last."""
+
+        self.latest: int | None = None
+        """The position of the slice that something was demanded of last."""
         self._limits: dict[int, int | None] = {}
         self.preface: Sequence[ByteRange] = ()
         """What is wanted of each further slice before anything else: its header, where the pixels
@@ -111,15 +126,10 @@ class SpecimenReadahead:
         No byte from `limit` on will be read through it. `entered` says that its reader has come from
         the slice before without opening anything, so that it may be the kernel reading ahead.
         """
-        with self._lock:
-            self._predictor.opened(index)
+        if not self._is_amid_passing(index):
+            with self._lock:
+                self._predictor.opened(index)
         return SliceContent(self, self._blocks, self.slices[index], index, limit, entered)
-
-    @property
-    def latest(self) -> int | None:
-        """The position of the slice that something was demanded of last, if it is known."""
-        with self._lock:
-            return self._predictor.latest
 
     def reached(self, index: int) -> int | None:
         """Where the latest reader of slice `index` has come to, if it is remembered."""
@@ -128,7 +138,8 @@ class SpecimenReadahead:
 
     def demanded(self, index: int, start: int, stop: int, limit: int | None = None) -> None:
         """A reader asks for these bytes of slice `index` now, and will for none from `limit` on."""
-        depth = self._readahead.depth(self._name)
+        self._note(index)
+        depth = self._readahead.depth()
         if not depth:
             return
         hunch = self._blocks.link.quickly
@@ -158,9 +169,22 @@ class SpecimenReadahead:
             return None
         check = self._expectation.is_worth_checking()
         cached = checker.whole(obj, check=check)
+        self._passing[index] = cached is not None
         if cached is not None and check:
-            self.demanded(index, 0, obj.size)
+            if self._is_amid_passing(index):
+                self._note(index)
+            else:
+                self.demanded(index, 0, obj.size)
         return cached
+
+    def _note(self, index: int) -> None:
+        self.latest = index
+        self._readahead.noted(self._name)
+
+    def _is_amid_passing(self, index: int) -> bool:
+        """Whether the kernel could read the slice and all around it by itself, so that nothing has to
+        be foreseen."""
+        return self._passing.find(0, max(0, index - AROUND), index + AROUND + 1) < 0
 
     def left(self, size: int, seconds: float) -> None:
         """A handle by which the kernel read a slice of `size` bytes by itself was open for so long."""

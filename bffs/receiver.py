@@ -129,6 +129,7 @@ class Receiver:
         self._transfers: dict[int, _Transfer] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_resting = False
         self._closing = False
 
     def receive(
@@ -153,8 +154,10 @@ class Receiver:
         sock.setblocking(False)
         transfer.await_step()
         fd = sock.fileno()
+        self._epoll.register(fd, select.EPOLLIN)  # first: who ends a transfer takes it out again
         self._transfers[fd] = transfer
-        self._epoll.register(fd, select.EPOLLIN)
+        if self._is_resting:
+            os.eventfd_write(self._wake, 1)
         if self._closing:  # the thread may have looked through the transfers already
             self._end(fd, _aborted())
         transfer.gate.acquire()
@@ -187,8 +190,14 @@ class Receiver:
     def _serve(self) -> None:
         swept = time.monotonic()
         while not self._closing:
-            for fd, _ in self._epoll.poll(SWEEP):
-                self._serve_one(fd)
+            self._is_resting = True  # first: who adds a transfer that is not seen here wakes us
+            if self._transfers:
+                self._is_resting = False
+            for fd, _ in self._epoll.poll(None if self._is_resting else SWEEP):
+                if fd == self._wake:
+                    os.eventfd_read(fd)
+                else:
+                    self._serve_one(fd)
             now = time.monotonic()
             if now - swept >= SWEEP:
                 swept = now

@@ -106,6 +106,11 @@ class Unlinked:
             self._forget_note(place)
         return True
 
+    def close(self) -> None:
+        """Delete all that is here: nobody can have it open any more."""
+        for alias in tuple(self._places):
+            self.drop(alias)
+
     def recover(self) -> None:
         """Clear what a mount has left here that ended in between; no other may be running."""
         names = [name for name, _ in self._disk.scan(self._folder)]

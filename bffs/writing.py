@@ -15,14 +15,8 @@ from typing import Any, cast
 from bffs.adapter import Adapter, Open, Reading
 from bffs.beneath import OpenFile
 from bffs.binding import binding, view_of
-from bffs.tree import (
-    Attributes,
-    File,
-    Folder,
-    LocalAttributes,
-    LocalFile,
-    WritableFileSystem,
-)
+from bffs.overlay import OverlaidFile
+from bffs.tree import Attributes, File, Folder, LocalFile, WritableFileSystem
 from bffs.unlisted import LINK, TARGET, inside
 
 _UNCHANGED = 0xFFFFFFFF
@@ -85,11 +79,10 @@ class WritableAdapter(Adapter):
         self._hand_out(node, content, fip, path)
 
     def _open(self, node: File | LocalFile, fip: Any, path: bytes) -> None:
-        if not isinstance(node.attributes, LocalAttributes):
+        if isinstance(node, OverlaidFile):
+            self._hand_out(node, node.open(fip.contents.flags), fip, path)
+        else:
             super()._open(node, fip, path)
-            return
-        local = cast(LocalFile, node)
-        self._hand_out(local, local.open(fip.contents.flags), fip, path)
 
     def _hand_out(self, node: LocalFile, content: OpenFile, fip: Any, path: bytes) -> None:
         direct = self._session.changed and self._is_open_in_another_version(node)

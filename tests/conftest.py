@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -218,13 +219,14 @@ class Mounter:
         )
 
     def environment(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of all commands, with `env` on top."""
-        home = {"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder)}
+        """The environment of all commands, with `env` on top. Nothing is shown on a dumb terminal."""
+        home = {"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder), "TERM": "xterm"}
         return {**clean(os.environ), **CREDENTIALS, **home, **(env or {})}
 
     def close(self) -> None:
-        """Unmount what is mounted still; every mount and every driver must be gone then."""
-        failures = []
+        """Unmount what is mounted still; every mount and every driver must be gone then, and none have died of a
+        fault."""
+        failures = faults(self.folder)
         for mountpoint in self._mounted:
             if mount_at(mountpoint) is not None:
                 done = self.run("umount", str(mountpoint))
@@ -269,6 +271,13 @@ def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
     server.reset()
     server.shape()
     mounter.close()
+
+
+def faults(home: Path) -> list[str]:
+    """What drivers of that home have died of, as their log has it."""
+    log = home / ".local/state/bffs/log/bffs.log"
+    text = log.read_text() if log.exists() else ""
+    return re.findall(r"^Fatal Python error:.*", text, re.MULTILINE | re.DOTALL)
 
 
 def drivers(mountpoint: Path) -> list[int]:

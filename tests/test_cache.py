@@ -264,6 +264,23 @@ def test_the_edges_of_a_read_are_verified(
     assert read(reopened(folder, obj), start, stop) == b""
 
 
+def test_what_was_checked_stays_so_when_its_files_are_closed_for_others(
+    cache: DiskCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = [an_object(SIZE, key=f"1/a-{n:04}.tif") for n in range(5)]
+    for obj in stack:
+        add(cache, obj)
+    monkeypatch.setattr(cache_module, "_KNOWN_OBJECTS", 2)
+    again = DiskCache(folder, DATASET, GIB)
+    for obj in stack:
+        assert not again.open(obj).is_checked
+        assert again.open(obj).check()
+    assert [again.open(obj).is_checked for obj in stack] == [True] * 5
+    flip(data_file(cache, stack[1]), 2 * BLOCK)
+    assert not again.open(stack[1]).is_checked
+    assert not again.open(stack[1]).check()
+
+
 def test_killed_between_data_and_checksums(cache: DiskCache, folder: Path) -> None:
     obj = an_object(SIZE)
     add(cache, obj, 0, 2)
@@ -606,7 +623,7 @@ def refuses(
         cached = cache.open(obj)
         assert read(cached, 0, SIZE) == b""
         add(cache, an_object(SIZE, key="other"))
-        cache.touch(obj)
+        cache.touch(cached)
         now = cache._paused_until + 1
         monkeypatch.setattr(cache_module.time, "monotonic", lambda now=now: now)
     cache.close()

@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ class Machine:
             (CACHE, self.folder / "cache"),
             (PROGRAM, self.program),
             ("/var/log/bffs.log", self.folder / "log"),
+            ("/run/lock/bffs", self.folder / "lock"),
             ("brightfield", "lab"),
         ):
             text = text.replace(there, str(here))
@@ -491,6 +493,11 @@ def test_slurms_scripts(machine: Machine) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert (machine.mountpoint / SLICE).read_bytes() == CONTENT
     assert len(drivers(machine.mountpoint)) == 1
+    jobs.write_text("")
+    machine.sh(str(epilog), **job)
+    with ThreadPoolExecutor() as pool:  # two jobs at the same moment
+        begun = list(pool.map(lambda _: machine.sh(str(prolog), **job), range(2)))
+    assert [(done.returncode, done.stderr) for done in begun] == [(0, "")] * 2
     for running, stays in (("7\n77\n", True), ("7\n", False), ("", False)):
         jobs.write_text(running)
         assert machine.sh(str(epilog), **job).returncode == 0

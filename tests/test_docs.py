@@ -37,7 +37,7 @@ import pytest
 import yaml
 
 from bffs.cli import main
-from tests.conftest import CREDENTIALS, ROOT, Bucket, clean, in_terminal
+from tests.conftest import CREDENTIALS, ROOT, Bucket, clean, faults, in_terminal
 from tests.s3server import LAYOUT, S3Server, Source
 from tests.slices import tiff
 
@@ -73,17 +73,21 @@ NOT_RUN = {
     "sudo systemctl enable --now bffs": SYSTEM,
     "systemctl status bffs": SYSTEM,
     "systemctl --user enable --now bffs": SYSTEM,
+    "exec 9>/run/lock/bffs && flock 9": DEPLOYED,
     "mountpoint -q /mnt/neurons && exit 0": DEPLOYED,
     "mkdir -p /mnt/neurons": DEPLOYED,
-    "exec bffs mount --allow-other --read-only --cache-dir /var/cache/bffs --cache-size 200G"
-    " --log-file /var/log/bffs.log /mnt/neurons": DEPLOYED,
-    'others=$(squeue --noheader --format %A --states running,completing --nodelist "$SLURMD_NODENAME"'
-    ' | grep -vcx "$SLURM_JOB_ID")': DEPLOYED,
-    '[ "$others" = 0 ] || exit 0': DEPLOYED,
-    "bffs umount /mnt/neurons || true": DEPLOYED,
+    "bffs mount --allow-other --read-only --cache-dir /var/cache/bffs --cache-size 200G"
+    " --log-file /var/log/bffs.log /mnt/neurons 9>&-": DEPLOYED,
+    "others=$(squeue --noheader --format %A --states running,configuring,suspended"
+    ' --nodelist "$SLURMD_NODENAME" |\n    grep -vcx "$SLURM_JOB_ID")': DEPLOYED,
+    '[ "$others" = 0 ] && bffs umount /mnt/neurons 9>&-': DEPLOYED,
+    "exit 0": DEPLOYED,
     "podman build -t bffs .": MISSING,
     "podman run --rm --device /dev/fuse --cap-add SYS_ADMIN bffs doctor": MISSING,
-    "podman run --rm --device /dev/fuse --cap-add SYS_ADMIN -v bffs-cache:/var/cache/bffs bffs": MISSING,
+    "sudo mkdir -p /mnt/bffs/neurons": SYSTEM,
+    "sudo podman run -d --name bffs --device /dev/fuse --cap-add SYS_ADMIN -v bffs-cache:/var/cache/bffs"
+    " -v /mnt/bffs:/mnt/bffs:rshared bffs": MISSING,
+    "sudo podman stop bffs": MISSING,
     "npx http-server /mnt/neurons/stacks/train/651806289 --cors -p 9000": MISSING,
 }
 """Commands that aren't run, and why."""
@@ -267,6 +271,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         (made.mountpoint / "train/651806289/mine.swc").write_bytes(SWC)
         yield made
         made.mount(False)
+        assert faults(made.folder) == []
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,13 @@ def test_the_latency_is_the_best_seen_whenever_the_machine_was_started(now: floa
     assert link.latency == 0.03
 
 
+def test_a_first_byte_says_more_of_the_latency_than_a_first_block() -> None:
+    link = Link(MOST, PIECE)
+    link.heard(0.1, 1.0)
+    link.answered(0.3, 1.2, saturated=True)
+    assert link.latency == 0.1
+
+
 def test_a_best_latency_that_was_never_reached_again_is_forgotten() -> None:
     link = Link(MOST, PIECE)
     link.answered(0.001, 100.0, saturated=False)

@@ -8,14 +8,16 @@ import signal
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bffs import passthrough
-from bffs.mountpoint import mount_at
+from bffs.mountpoint import is_dead, mount_at
 from tests.conftest import Mounter, drivers, until
 from tests.s3server import S3Server, pattern
 
@@ -98,10 +100,30 @@ def test_ending_under_load(
 
 
 def test_unmount_while_somebody_stands_in_it(mounter: Mounter) -> None:
+    mountpoint = mounter.folder / "mnt"
+    with mounter.start(mountpoint, "-f") as driver:
+        until(lambda: is_mounted(mountpoint))
+        with subprocess.Popen(["sleep", "60"], cwd=mountpoint / "train") as sleeper:
+            done = mounter.run("umount", str(mountpoint))
+            assert (done.returncode, done.stderr) == (0, "")
+            assert nothing_left(mounter, mountpoint)
+            sleeper.kill()
+        assert (driver.communicate(timeout=15)[1], driver.returncode) == ("", 0)
+
+
+def test_unmount_while_somebody_stands_in_it_and_the_driver_hangs(mounter: Mounter) -> None:
     mountpoint = mounter()
+    (driver,) = drivers(mountpoint)
     with subprocess.Popen(["sleep", "60"], cwd=mountpoint / "train") as sleeper:
-        done = mounter.run("umount", str(mountpoint))
-        assert (done.returncode, done.stderr) == (0, "")
+        os.kill(driver, signal.SIGSTOP)
+        try:
+            assert not is_dead(mountpoint, patience=0.2)
+            done = mounter.run("umount", str(mountpoint))
+        finally:
+            os.kill(driver, signal.SIGCONT)
+        assert done.returncode == 6 and f"runs on: kill -9 {driver}" in done.stderr
+        assert not is_mounted(mountpoint)
+        # It was told to end, and does so when it can.
         until(lambda: nothing_left(mounter, mountpoint))
         sleeper.kill()
 
@@ -122,6 +144,29 @@ def test_a_link_and_a_relative_path_name_the_same_mount(
         done = mounter.run("umount", second)
         assert (done.returncode, done.stderr) == (0, "")
         assert not is_mounted(folder)
+
+
+@pytest.mark.parametrize("how", ["signal", "umount"])
+def test_it_may_end_while_the_kernel_is_told_to_forget(
+    mounter: Mounter, tmp_path: Path, how: str
+) -> None:
+    """libfuse frees what it keeps of a mount when that ends, whoever still uses it."""
+    scratch = tmp_path / "scratch"
+    for number in range(400):
+        (scratch / f"train/1/{number}").mkdir(parents=True)
+        (scratch / f"train/1/{number}/file").touch()
+    for delay in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08):
+        mountpoint = mounter(f"--scratch={scratch}")
+        (driver,) = drivers(mountpoint)
+        # As another mount would: all that is saved must be forgotten.
+        with suppress(BlockingIOError):
+            os.close(os.open(scratch / ".bffs/mounts", os.O_RDWR | os.O_NONBLOCK))
+        time.sleep(delay)
+        if how == "signal":
+            os.kill(driver, signal.SIGTERM)
+        else:
+            subprocess.run(["fusermount3", "-u", mountpoint], check=True)
+        until(partial(nothing_left, mounter, mountpoint))
 
 
 # -- signals ----------------------------------------------------------------------------------------------------
@@ -154,6 +199,21 @@ def test_unmounting_ends_a_foreground_mount(mounter: Mounter) -> None:
         assert said.startswith(f"what is saved in {mountpoint} is kept in {mounter.folder}/")
         assert len(said.splitlines()) == SAID and complaints == ""
         assert driver.returncode == 0
+
+
+def test_a_driver_that_is_killed_before_it_is_ready_is_not_kept_secret(
+    mounter: Mounter, server: S3Server
+) -> None:
+    server.reset()
+    server.fault("stall", value=20, kind="list", key="1/")
+    mountpoint = mounter.folder / "mnt"
+    with mounter.start(mountpoint) as command:
+        until(lambda: server.stats()["requests"].get("list", 0) == 3)  # both roots, and 1/
+        (driver,) = set(drivers(mountpoint)) - {command.pid}
+        os.kill(driver, signal.SIGKILL)
+        complaint = "bffs: the driver ended before it was ready: Killed\n"
+        assert command.communicate(timeout=15) == ("", complaint)
+        assert command.returncode == 1
 
 
 @pytest.mark.parametrize("where", [("-f",), ()], ids=["foreground", "background"])

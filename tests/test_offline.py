@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bffs.blocks import AGAIN
 from bffs.cache import BLOCK, DiskCache, block_count
+from bffs.deadlines import AGAIN
 from bffs.settings import Dataset
 from bffs.snapshot import load
 from bffs.units import GIB

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bffs.blocks import AGAIN
+from bffs.deadlines import AGAIN
 from tests.conftest import ROOT, Mounter, clean, drivers, until
 from tests.s3server import S3Server, pattern
 from tests.test_mount_life import nothing_left

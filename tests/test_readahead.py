@@ -12,13 +12,15 @@ import pytest
 
 from bffs.blocks import BlockReader
 from bffs.cache import BLOCK, DiskCache
+from bffs.checking import Checker
 from bffs.content import Content
 from bffs.parts import PART
-from bffs.readahead import PROOF, Readahead, SpecimenReadahead
+from bffs.readahead import AROUND, PROOF, Readahead, SliceContent, SpecimenReadahead
 from bffs.s3 import S3Store
 from bffs.settings import Dataset, Settings
 from bffs.store import ByteRange, ObjectInfo
 from bffs.units import GIB, MIB
+from tests.conftest import until
 from tests.s3server import S3Server, made_up, pattern
 
 SIZE = 3 * MIB + 100
@@ -87,9 +89,9 @@ def settled(server: S3Server, blocks: BlockReader) -> set[str]:
     """The keys that were asked for, once nothing is going on any longer."""
 
     def busy() -> bool:
-        with blocks._lock:
-            wanted = not blocks._schedule.is_empty
-            return wanted or any(part.busy for part in blocks._parts)
+        with blocks._fetcher._lock:
+            wanted = not blocks._fetcher._schedule.is_empty
+            return wanted or any(part.busy for part in blocks._fetcher._parts)
 
     end = time.monotonic() + 30
     while busy():
@@ -199,23 +201,26 @@ def test_a_jump_gives_up_what_is_queued(server: S3Server, blocks: BlockReader) -
     for index in range(4):
         read_slice(follower, index, SLICES[index])
     read_slice(follower, 30, SLICES[30], 2 * MIB, 2 * MIB + 10)
-    assert blocks._schedule.is_empty
+    assert blocks._fetcher._schedule.is_empty
     keys = settled(server, blocks)
     assert len(keys & set(SLICES[:25])) < 25
 
 
 def test_readers_of_two_specimens_share_the_memory(blocks: BlockReader) -> None:
     readahead = Readahead(blocks, memory=MEMORY, most=GIB)
-    assert readahead.depth("a") == MEMORY // 2
-    assert readahead.depth("b") == readahead.depth("a") == MEMORY // 4
+    readahead.noted("a")
+    assert readahead.depth() == MEMORY // 2
+    readahead.noted("b")
+    assert readahead.depth() == MEMORY // 4
 
 
 def test_depth_follows_the_link(blocks: BlockReader) -> None:
     readahead = Readahead(blocks, memory=8 * GIB, most=None)
-    before = readahead.depth("a")
+    readahead.noted("a")
+    before = readahead.depth()
     assert before >= blocks.link.window + PART
     blocks.link.window *= 2
-    assert readahead.depth("a") > before
+    assert readahead.depth() > before
 
 
 def test_readers_on_many_threads_get_their_bytes(server: S3Server, blocks: BlockReader) -> None:
@@ -240,6 +245,37 @@ def test_readers_on_many_threads_get_their_bytes(server: S3Server, blocks: Block
     assert len(log) - len(once) <= len(log) // 20
     assert blocks.counters.fetched <= fetched(server) <= 1.05 * blocks.counters.fetched
     assert blocks.counters.fetched <= SIZE * len(SLICES + OTHERS)
+
+
+# -- readers whom the kernel serves by itself -------------------------------------------------------------------
+
+
+def test_slices_that_are_all_here_need_no_plan_but_near_the_first_that_is_not(
+    server: S3Server, blocks: BlockReader
+) -> None:
+    cached = 30
+    follower = following(blocks, SLICES)
+    for index in range(cached):
+        blocks.read_into(follower.slices[index], 0, memoryview(bytearray(SIZE)))
+    until(lambda: not blocks.figures()["memory"]["unwritten"])
+    readahead = Readahead(blocks, memory=MEMORY, most=None, checker=Checker(blocks._cache))
+    follower = readahead.specimen("train/1", [info(key) for key in SLICES])
+
+    def walk(indices: range) -> None:
+        for index in indices:
+            content = follower.content(index)
+            assert isinstance(content, SliceContent)
+            assert content.backing() is not None
+            follower.left(SIZE, 1.0)  # long enough to have been read
+
+    walk(range(cached))
+    assert settled(server, blocks) >= set(SLICES[cached : cached + 2])
+    foreseen = follower._predictor._now
+    walk(range(cached - AROUND))
+    assert follower._predictor._now == foreseen
+    assert [progress.latest for progress in readahead.lately(60)] == [cached - AROUND - 1]
+    walk(range(cached - AROUND, cached))
+    assert follower._predictor._now == foreseen + AROUND
 
 
 # -- readers of whole-stack files -------------------------------------------------------------------------------

@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bffs.receiver import STEP, SWEEP, Receiver
+from tests.conftest import until
 
 PATIENCE = 30.0
 
@@ -53,6 +56,24 @@ def test_a_body_arrives_in_growing_steps(
     assert buffer == body
     assert seen == sorted(set(seen))
     assert seen[-1] == len(body)
+
+
+def test_an_idle_thread_rests_and_still_sees_that_nothing_comes(
+    receiver: Receiver, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    theirs, ours = pair
+    buffer = memoryview(bytearray(STEP))
+    theirs.sendall(bytes(STEP))
+    receiver.receive(ours, buffer, 0, lambda n: None, PATIENCE)
+    until(lambda: receiver._is_resting)
+    [thread] = [each for each in threading.enumerate() if each.name == "bffs-receive"]
+    times = Path(f"/proc/self/task/{thread.native_id}/schedstat")
+    time.sleep(SWEEP)  # until it sleeps
+    before = times.read_text()
+    time.sleep(4 * SWEEP)
+    assert times.read_text() == before
+    with pytest.raises(TimeoutError):
+        receiver.receive(ours, buffer, 0, lambda n: None, SWEEP / 2)
 
 
 def test_less_than_a_step_is_reported_before_the_rest_comes(
@@ -160,6 +181,29 @@ def test_closing_ends_what_is_on_its_way_and_what_comes_later() -> None:
         with pytest.raises(ConnectionAbortedError):
             receiver.receive(ours, buffer, 0, lambda _: None, PATIENCE)
     assert "bffs-receive" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_closing_at_the_moment_at_which_a_transfer_begins() -> None:
+    receiver = Receiver()
+    begun: list[Any] = []
+
+    class Ending(dict[int, Any]):
+        def __setitem__(self, fd: int, transfer: Any) -> None:
+            super().__setitem__(fd, transfer)
+            begun.append(transfer)
+            receiver.close()
+
+    receiver._transfers = Ending()
+    theirs, ours = socket.socketpair()
+    buffer = memoryview(bytearray(8))
+    with theirs, ours, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receiver.receive, ours, buffer, 0, lambda _: None, PATIENCE)
+        try:
+            error = received.exception(10)
+        except TimeoutError as hangs:
+            error = hangs
+            begun[0].gate.release()
+        assert isinstance(error, ConnectionAbortedError)
 
 
 def test_a_step_that_trickles_in_is_told_and_ends_where_it_must_be_quick(

@@ -231,7 +231,7 @@ def test_while_an_old_version_is_open_the_new_one_is_read_but_not_mapped(
     until(is_mapped)  # the driver hears of a close a moment later
 
 
-OLD_KERNEL = "import bffs.fuse; bffs.fuse._increment_epoch = lambda: None"
+OLD_KERNEL = "import bffs.fuse; bffs.fuse._increment_epoch = lambda device: None"
 """Before Linux 6.16 there is no message that makes it look up all names again."""
 
 

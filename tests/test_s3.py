@@ -389,6 +389,39 @@ def test_a_store_that_ignores_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
         assert type(Reading(store, 1000, SIZE).error) is BadAnswer
 
 
+class Dribble(http.server.BaseHTTPRequestHandler):
+    """A store whose answers come in parts, the first after another that nobody has asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        start, stop = (int(each) for each in self.headers["Range"][len("bytes=") :].split("-"))
+        body = pattern(KEY, start, stop + 1)
+        answer = (
+            "HTTP/1.1 206 Partial Content\r\n"
+            f'ETag: "{info().etag}"\r\nContent-Length: {len(body)}\r\n'
+            f"Content-Range: bytes {start}-{stop}/{SIZE}\r\n\r\n"
+        ).encode()
+        ends = {
+            1: [b"HTTP/1.1 100 Continue\r\n\r\n", answer],
+            2: [answer[:30], answer[30:]],
+            3: [answer[:-2], answer[-2:]],
+        }.get(start, [answer])
+        for part in [*ends, body[:1], body[1:]]:
+            self.wfile.write(part)
+            time.sleep(0.05)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("start", range(5))
+def test_an_answer_in_parts(start: int) -> None:
+    with serving(Dribble) as url, opened(dataset_at(url), sign_requests=False) as store:
+        for _ in range(2):  # the connection is used again
+            assert Reading(store, start, start + 500_000).error is None
+
+
 class Chatter(socketserver.BaseRequestHandler):
     """Something that speaks another protocol."""
 

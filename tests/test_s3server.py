@@ -124,9 +124,12 @@ def test_whole_objects_and_their_etags(server: S3Server) -> None:
 
 
 def test_an_empty_object_comes_at_once(server: S3Server) -> None:
-    began = time.monotonic()
-    assert raw_get(server, "1/")[1] == b""
-    assert time.monotonic() - began < 0.1  # a head held back for a body would take 200 ms
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert raw_get(server, "1/")[1] == b""
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < 0.1  # a head held back for a body would take 200 ms
 
 
 @given(start=st.integers(0, BIG - 1), size=st.integers(1, 100_000))
@@ -399,15 +402,18 @@ def test_broken_connections(server: S3Server, do: str) -> None:
 
 
 def test_stall_and_drip(server: S3Server) -> None:
-    server.fault("stall", at=100, value=0.3, times=1)
+    server.fault("stall", at=100, value=0.5, times=1)
     server.fault("drip", value=300_000, times=1)
     for _ in range(2):
         began = time.monotonic()
         assert raw_get(server, "1/text")[1] == TEXT
-        assert 0.29 <= time.monotonic() - began < 1
-    began = time.monotonic()
-    raw_get(server, "1/text")
-    assert time.monotonic() - began < 0.2
+        assert 0.29 <= time.monotonic() - began < 5
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        raw_get(server, "1/text")
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < 0.2
 
 
 @pytest.mark.parametrize("by", [-7, 7])

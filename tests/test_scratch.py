@@ -491,6 +491,19 @@ def test_a_mount_that_crashed_is_no_company(mounter: Mounter, tmp_path: Path) ->
     assert (one / "file").read_text() == "x"
 
 
+def test_a_mount_that_ends_leaves_nothing_of_deleted_files_that_were_open(
+    mounter: Mounter, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    mountpoint = mounter(f"--scratch={kept}")
+    with (mountpoint / "file").open("wb", buffering=0) as opened:
+        opened.write(b"x" * 100_000)
+        (mountpoint / "file").unlink()
+        assert [*(kept / ".bffs/unlinked").iterdir()]
+        assert mounter.run("umount", str(mountpoint)).returncode == 0
+    assert not [*(kept / ".bffs/unlinked").iterdir()]
+
+
 # -- names that the dataset takes -------------------------------------------------------------------------------
 
 

@@ -10,7 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,9 @@ SIZE = 3_000_000
 OBJECTS = {f"1/a-{number:04}.tif": SIZE for number in range(1, 5)} | {"1/..": 5, "1/x/y": 5}
 SLICES = [key for key in OBJECTS if key.endswith(".tif")]
 FIRST = "1/a-0001.tif"
+
+ASKED = 400
+"""Times: a driver whose stacks faulthandler wrote, on a signal, died within these."""
 
 
 def read(mountpoint: Path, *keys: str) -> None:
@@ -308,6 +314,9 @@ def test_watch_takes_a_terminal_and_leaves_the_last_look_on_it(mounter: Mounter)
     mountpoint = mounter()
     ours, theirs = os.openpty()
     env = mounter.environment({"COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"})
+    opened = [(mountpoint / "train" / key).open("rb", 0) for key in 2 * SLICES]
+    for file in opened:
+        assert file.read(10)
     with subprocess.Popen(
         [sys.executable, "-m", "bffs", "status", "--watch", str(mountpoint)],
         env=env, stdin=theirs, stdout=theirs, stderr=theirs,
@@ -321,10 +330,13 @@ def test_watch_takes_a_terminal_and_leaves_the_last_look_on_it(mounter: Mounter)
             while piece := os.read(ours, 65536):
                 shown += piece
         os.close(ours)
+    for file in opened:
+        file.close()
     assert process.returncode == 0
     during, _, after = shown.decode().partition("\x1b[?1049l")  # back from the alternate screen
     assert "\x1b[?1049h" in during
-    assert "prefetch" in after and "listing" in after
+    for look in (during, after):
+        assert all(word in look for word in ("prefetch", "a-0004.tif", "listing", "saved"))
 
 
 def test_watch_ends_with_the_mount(mounter: Mounter) -> None:
@@ -482,25 +494,58 @@ def test_a_signal_writes_stacks_and_state_to_the_log(mounter: Mounter, tmp_path:
     os.kill(status(mountpoint)["pid"], signal.SIGUSR1)
     until(lambda: "the state: {" in log.read_text())
     text = log.read_text()
-    assert "most recent call first" in text and "bffs/blocks.py" in text
+    assert "most recent call last" in text and "bffs/fetching.py" in text
+    assert "\nbffs-receive:\n" in text and "\nbffs-fetch-0, bffs-fetch-1, " in text
     state = json.loads(text.partition("the state: ")[2].partition("\n")[0])
     assert state["fetched"] == SIZE
     assert set(state) == set(status(mountpoint))
 
 
-def test_the_stacks_follow_the_log_when_it_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_asking_while_everybody_reads_harms_nobody(mounter: Mounter, tmp_path: Path) -> None:
+    log = tmp_path / "mine.log"
+    mountpoint = mounter(f"--log-file={log}")
+    driver = status(mountpoint)["pid"]
+    asked = threading.Event()
+
+    def busy() -> None:
+        while not asked.is_set():
+            list((mountpoint / "train/1").iterdir())
+            status(mountpoint)
+
+    with ThreadPoolExecutor(4) as readers:
+        reading = [readers.submit(busy) for _ in range(4)]
+        try:
+            for _ in range(ASKED):
+                os.kill(driver, signal.SIGUSR1)
+                time.sleep(0.005)
+        finally:
+            asked.set()
+    for each in reading:
+        each.result()
+    assert status(mountpoint)["pid"] == driver
+    assert log.read_text().count("the state: {") > 1
+
+
+def test_what_it_died_of_is_in_the_log(mounter: Mounter, tmp_path: Path) -> None:
+    log = tmp_path / "mine.log"
+    mountpoint = mounter(f"--log-file={log}")
+    os.kill(status(mountpoint)["pid"], signal.SIGABRT)
+    until(lambda: not drivers(mountpoint))
+    text = log.read_text()
+    assert "Aborted" in text and "most recent call first" in text and "bffs/fetching.py" in text
+
+
+def test_a_log_that_is_begun_anew_is_told_of_faults(tmp_path: Path) -> None:
     code = (
-        "import logging, os, signal, sys, time; from bffs import logs\n"
+        "import logging, os, sys; from bffs import logs\n"
         "from pathlib import Path; logs.LARGEST = 1000\n"
         "logs.to_file(Path(sys.argv[1]), 0)\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: None); logs.write_stacks_on(signal.SIGUSR1)\n"
         "logging.warning('x' * 900); logging.warning('y' * 900); logging.warning('z' * 900)\n"
-        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "os.abort()\n"
     )
     log = tmp_path / "bffs.log"
-    subprocess.run([sys.executable, "-c", code, str(log)], check=True, cwd=ROOT)
+    died = subprocess.run([sys.executable, "-c", code, str(log)], check=False, cwd=ROOT)
+    assert died.returncode == -signal.SIGABRT
     text = log.read_text()
     assert "zzz" in text and "yyy" not in text
     assert "most recent call first" in text
@@ -517,7 +562,7 @@ def test_in_the_foreground_they_go_to_the_terminal(mounter: Mounter, tmp_path: P
         lines.append(line)
         if "the state: {" in line:
             break
-    assert any("most recent call first" in line for line in lines)
+    assert any("most recent call last" in line for line in lines)
     mounter.run("umount", str(mountpoint))
     assert process.wait(20) == 0
     process.communicate()
