@@ -58,6 +58,10 @@ class Driver:
         """List anew, in the background."""
         os.kill(self.pid, signal.SIGHUP)
 
+    def ask(self) -> None:
+        """Have it write to its log where its threads are."""
+        os.kill(self.pid, signal.SIGUSR1)
+
     def stop(self) -> str | None:
         """Unmount; what was wrong, if anything."""
         began = time.monotonic()

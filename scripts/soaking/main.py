@@ -88,6 +88,7 @@ class Soak:
                 next_weather = now + self._chance.uniform(0.5, 1.5) * self._options.weather
             if now >= next_change:
                 self._change()
+                self._driver.ask()
                 next_change = now + self._chance.uniform(5, 20)
                 held.append(self._driver.holdings())
             self._watch(children)
