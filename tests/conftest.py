@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -183,9 +184,7 @@ class Mounter:
 
     def crash(self, mountpoint: Path, *args: str, binding: Binding = "libfuse3") -> None:
         """Kill the driver, then mount there again."""
-        for driver in drivers(mountpoint):
-            os.kill(driver, signal.SIGKILL)
-        assert not _drivers_left(mountpoint)
+        kill(mountpoint)
         self._mount(mountpoint, *args, env=self._binding(binding))
 
     def run(
@@ -291,6 +290,19 @@ def drivers(mountpoint: Path) -> list[int]:
         if os.fsencode(mountpoint) in words:
             found.append(int(process.name))
     return found
+
+
+def kill(mountpoint: Path) -> None:
+    """Kill the driver, and wait until the kernel has closed all that it held, so that the mount is dead. Before, while
+    its last threads end, requests still come to it, and fail with any of three errors."""
+    (driver,) = drivers(mountpoint)
+    process = os.pidfd_open(driver)  # a command line is gone too soon: with the first thread
+    try:
+        os.kill(driver, signal.SIGKILL)
+        ended, _, _ = select.select([process], [], [], DRIVER_WAIT)
+    finally:
+        os.close(process)
+    assert ended, f"process {driver} of {mountpoint} did not end"
 
 
 def _drivers_left(mountpoint: Path) -> list[int]:

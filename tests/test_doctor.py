@@ -26,7 +26,7 @@ from bffs.findings import bounded, exit_code, green, red, yellow
 from bffs.mountpoint import mount_at
 from bffs.settings import Settings
 from bffs.units import GIB, MIB
-from tests.conftest import DATASET, Mounter, drivers
+from tests.conftest import DATASET, Mounter, drivers, kill
 from tests.s3server import S3Server
 from tests.test_bindings import Ordinary, ordinary
 from tests.test_explain import certificate, refusing, scripted, tunnel
@@ -236,8 +236,7 @@ def test_a_busy_mountpoint(patient: Patient) -> None:
 def test_a_dead_mount(patient: Patient) -> None:
     mountpoint = patient.home / "mnt"
     assert patient.sh(f"bffs mount {mountpoint}").returncode == 0
-    for driver in drivers(mountpoint):
-        os.kill(driver, signal.SIGKILL)
+    kill(mountpoint)
     _, found = patient.doctor("--offline")
     others = [f for f in found.values() if f["level"] == "red" and f["name"] != "mounts"]
     assert not others

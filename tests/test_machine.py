@@ -45,7 +45,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.conftest import Mounter, drivers, flags_of, status
+from tests.conftest import Mounter, drivers, flags_of, kill, status
 from tests.s3server import S3Server
 
 T = TypeVar("T")
@@ -483,8 +483,7 @@ class Machine(RuleBasedStateMachine):
             done = self.mounter.run("umount", str(self.mountpoint))
             assert done.returncode == 0, done.stderr
         else:
-            (driver,) = drivers(self.mountpoint)
-            os.kill(driver, signal.SIGKILL)
+            kill(self.mountpoint)
         end = time.monotonic() + BOUND
         while drivers(self.mountpoint):
             assert time.monotonic() < end, "the driver does not end"

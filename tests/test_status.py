@@ -21,7 +21,7 @@ import pytest
 
 from bffs import outside
 from bffs.errors import MountError
-from tests.conftest import ROOT, Mounter, drivers, in_terminal, status, until
+from tests.conftest import ROOT, Mounter, drivers, in_terminal, kill, status, until
 from tests.s3server import S3Server, pattern
 
 SIZE = 3_000_000
@@ -397,8 +397,7 @@ def test_the_mount_of_another_user_is_named(mounter: Mounter) -> None:
 
 def test_a_dead_mount_is_named(mounter: Mounter) -> None:
     mountpoint = mounter()
-    for driver in drivers(mountpoint):
-        os.kill(driver, signal.SIGKILL)
+    kill(mountpoint)
     for flags in ([], ["--json"], ["--watch"]):
         done = mounter.run("status", *flags, str(mountpoint))
         assert done.returncode == 6
