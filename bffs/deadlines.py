@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from bffs.store import ByteRange, ObjectInfo
 
-AGAIN = 0.3
+AGAIN = 1.0
 """Seconds for which a read that has waited in vain is not begun anew: the kernel asks once more for
-each page that it could not get, and nobody should wait twice."""
+each page that it could not get, on a busy machine not at once, and nobody should wait twice."""
 
 
 class _Reading(threading.local):

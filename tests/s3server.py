@@ -244,11 +244,11 @@ class Fault:
 
     `do` is one of: `status` (answer with HTTP status `value`), `reset` (RST after `at` bytes of the
     body), `close` (end of the connection after `at` bytes), `stall` (pause of `value` seconds after
-    `at` bytes), `drip` (`value` bytes a second), `resize` (a body `value` bytes longer, or shorter,
-    than asked for), `range` (Content-Range moved by `value`), `etag` (another ETag), `flip` (the
-    byte at offset `at` of the object inverted), `xml` (a page of something else), `cut` (half a
-    listing page), `repeat` (a listing page whose token leads to itself), `skew` (a clock `value`
-    seconds off, so that signed requests are refused).
+    `at` bytes, or until the next reset), `drip` (`value` bytes a second), `resize` (a body `value`
+    bytes longer, or shorter, than asked for), `range` (Content-Range moved by `value`), `etag`
+    (another ETag), `flip` (the byte at offset `at` of the object inverted), `xml` (a page of
+    something else), `cut` (half a listing page), `repeat` (a listing page whose token leads to
+    itself), `skew` (a clock `value` seconds off, so that signed requests are refused).
 
     It hits requests of `kind` (`get`, `head`, `list`; any if empty) whose key (for a list: whose
     prefix) contains `key`, from the `nth` on, `times` times (None: for ever), with `probability`
@@ -285,6 +285,8 @@ class Script:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rules: list[tuple[Fault, Counter[str], random.Random]] = []
+        self.cleared = threading.Event()
+        """Set, and replaced, when faults are forgotten."""
 
     def add(self, fault: Fault) -> None:
         """Append a fault; for each request the first that fits happens."""
@@ -295,6 +297,8 @@ class Script:
         """Forget all faults."""
         with self._lock:
             self._rules.clear()
+            self.cleared.set()
+            self.cleared = threading.Event()
 
     def draw(self, kind: str, key: str) -> Fault | None:
         """The fault that this request meets, if any."""
@@ -686,6 +690,7 @@ class Connection(socketserver.StreamRequestHandler):
         """Answer one request; False if the connection ends with it."""
         server, came = self.server, time.monotonic()
         shape, bucket = server.shape, server.bucket
+        self._cleared = server.script.cleared
         fault = server.script.draw(kind, query.get("prefix", "") if kind == "list" else key)
         skew = fault.value if fault is not None and fault.do == "skew" else 0.0
         stored = bucket.objects.get(key)
@@ -775,7 +780,8 @@ class Connection(socketserver.StreamRequestHandler):
             case Fault(do="reset"):
                 self._reset()
                 return False
-        time.sleep(pause)
+        if pause:
+            self._cleared.wait(pause)
         self._send_pieces(_cut(answer.pieces, stop, answer.length), kind, paces, quantum)
         return True
 

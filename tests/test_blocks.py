@@ -345,9 +345,7 @@ def test_a_demand_overtakes_what_is_queued(server: S3Server, reader: Readers) ->
     blocks = reader(connections=4)
     blocks.prefetch("a", Priority.FILE, [(info("large"), 0, SIZES["large"])])
     wait_until(lambda: len(server.log()) >= 3, "prefetching")
-    begun = time.monotonic()
     assert read(blocks, "part", 0, BLOCK) == expect("part", 0, BLOCK)
-    assert time.monotonic() - begun < 2
     assert blocks.counters.fetched < SIZES["large"] // 2
     blocks.cancel("a")
     settle(blocks)
@@ -534,15 +532,15 @@ def test_a_read_in_several_places_has_one_deadline(server: S3Server, reader: Rea
 def test_a_reader_leaves_at_its_deadline_whatever_the_store_does(
     server: S3Server, reader: Readers
 ) -> None:
-    server.fault("stall", value=5, at=0, key="part", times=1)
-    blocks = reader(deadline=0.5)
+    server.fault("stall", value=60, at=0, key="part")
+    blocks = reader(deadline=2.0)
     error, seconds = failure(blocks, "part", 0)
     assert type(error) is StoreUnreachable and "part did not come in time" in str(error)
-    assert 0.5 <= seconds < 4
-    begun = time.monotonic()
-    again, _ = failure(blocks, "part", 0)  # as the kernel does, page by page
-    assert again is error and time.monotonic() - begun < 0.5
-    time.sleep(6)
+    assert 2.0 <= seconds < 10
+    again, seconds = failure(blocks, "part", 0)  # as the kernel does, page by page
+    assert again is error and seconds < 1.9
+    server.reset()
+    time.sleep(AGAIN)
     assert read(blocks, "part", 0, MIB) == expect("part", 0, MIB)
     settle(blocks)
 
@@ -564,7 +562,7 @@ def test_a_reader_without_memory_leaves_at_its_deadline(server: S3Server, reader
 
 def test_a_reader_that_is_gone_waits_no_longer(server: S3Server, reader: Readers) -> None:
     gone = threading.Event()
-    server.fault("stall", value=3, at=0, key="part", times=1)
+    server.fault("stall", value=60, at=0, key="part", times=1)
     blocks = reader(abandoned=gone.is_set)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(read, blocks, "part", 0, 1)
@@ -573,6 +571,7 @@ def test_a_reader_that_is_gone_waits_no_longer(server: S3Server, reader: Readers
         with pytest.raises(InterruptedError):
             waiting.result(SOON)
     gone.clear()
+    server.reset()
     assert read(blocks, "part", 0, MIB) == expect("part", 0, MIB)
     settle(blocks)
 
@@ -652,7 +651,7 @@ def test_a_demand_without_memory_holds_up_nobody_who_has_it(
 
 
 def test_abort_wakes_all_who_wait(server: S3Server, reader: Readers) -> None:
-    server.fault("stall", value=1.4)
+    server.fault("stall", value=60)
     blocks = reader(memory=4 * PART, connections=4)
     with ThreadPoolExecutor(12) as pool:
         # More than memory holds: some wait for bytes, some for memory.
@@ -663,7 +662,8 @@ def test_abort_wakes_all_who_wait(server: S3Server, reader: Readers) -> None:
         begun = time.monotonic()
         blocks.abort()
         errors = [future.exception(SOON) for future in futures]
-        assert time.monotonic() - begun < 1.2
+        assert time.monotonic() - begun < 10
+    server.reset()
     assert {type(error) for error in errors} == {Closing}
     with pytest.raises(Closing):
         read(blocks, "parts", 0, 1)
@@ -683,13 +683,14 @@ def test_close_writes_what_has_arrived(server: S3Server, reader: Readers) -> Non
 
 
 def test_close_waits_no_longer_than_it_is_told(server: S3Server, reader: Readers) -> None:
-    server.fault("stall", value=1.5)
+    server.fault("stall", value=60)
     blocks = reader()
     blocks.prefetch("a", Priority.FILE, [(info("part"), 0, MIB)])
     wait_until(lambda: server.stats()["in_flight"] == 1, "fetching")
     begun = time.monotonic()
     blocks.close(timeout=0.2)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10
+    server.reset()
 
 
 # -- memory -----------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def for_a_while() -> Callable[[StoreError], bool]:
     return lambda _: time.monotonic() < end
 
 
-def quick(monkeypatch: pytest.MonkeyPatch, deadline: float = 0.3) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, deadline: float = 1.0) -> None:
     """Give up a read soon."""
     monkeypatch.setattr(Reading, "deadline", deadline)
 
@@ -277,18 +277,18 @@ def test_a_range_is_resumed_at_the_byte_where_it_broke(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silence of 0.3 s is a time-out."""
-    monkeypatch.setattr(s3, "READ_TIMEOUT", 0.3)
+    """A silence of one second is a time-out."""
+    monkeypatch.setattr(s3, "READ_TIMEOUT", 1.0)
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("at", [0, 100, 1_000_000])
 def test_a_connection_that_falls_silent_is_given_up(server: S3Server, at: int) -> None:
-    server.fault("stall", value=3, at=at, times=1)
+    server.fault("stall", value=60, at=at, times=1)
     with opened(dataset_at(server.endpoint_url), sign_requests=False) as store:
         begun = time.monotonic()
         assert Reading(store).error is None
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
     assert [get.start for get in server.log()] == [0, at]
 
 
@@ -337,7 +337,7 @@ def test_a_lasting_fault_is_an_error_of_its_kind(
     assert type(reading.error) is expected
     assert "\n" not in str(reading.error)
     assert (len(server.log()) > 1) is tried_again
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 15
     server.reset()
     assert Reading(store).error is None
 
@@ -546,7 +546,7 @@ def test_a_listing_that_fails_is_never_an_empty_one(
         pages(store, "pages/")
     assert type(caught.value) is expected
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 10
 
 
 def test_a_bucket_that_is_not_there(server: S3Server) -> None:
@@ -716,7 +716,7 @@ def test_a_wrong_clock_is_named(server: S3Server, monkeypatch: pytest.MonkeyPatc
         {"do": "reset"},
         {"do": "close"},
         {"do": "xml"},
-        {"do": "stall", "value": 1.5},
+        {"do": "stall", "value": 2},
         {"do": "skew", "value": 3600},
     ],
     ids=str,

@@ -23,6 +23,7 @@ from botocore.response import StreamingBody
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import until
 from tests.s3server import (
     LAYOUT,
     TOTAL_BYTES,
@@ -328,7 +329,7 @@ def test_connections_share_the_line_evenly(server: S3Server) -> None:
     ends: list[float] = []
 
     def get() -> None:
-        raw_get(server, "2/big.tif", Range="bytes=0-999999")
+        raw_get(server, "2/big.tif", Range="bytes=0-3999999")
         ends.append(time.monotonic())
 
     began = time.monotonic()
@@ -414,6 +415,17 @@ def test_stall_and_drip(server: S3Server) -> None:
         raw_get(server, "1/text")
         seconds.append(time.monotonic() - began)
     assert min(seconds) < 0.2
+
+
+def test_a_stall_ends_with_a_reset(server: S3Server) -> None:
+    server.fault("stall", value=100)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(raw_get, server, "1/text")
+        until(lambda: server.stats()["in_flight"] == 1)
+        with pytest.raises(TimeoutError):
+            answer.result(0.3)
+        server.reset()
+        assert answer.result(10)[1] == TEXT
 
 
 @pytest.mark.parametrize("by", [-7, 7])
