@@ -287,7 +287,7 @@ class Fetcher:
                     self.link.answered(now - begun, now, saturated=self._schedule.saturated)
                     begun, first = now, stop
                 size = min(stop * BLOCK, len(view)) - done * BLOCK
-                self.link.arrived(size, now)
+                self.link.arrived(size, now, busy=self._schedule.is_prefetching)
                 self.counters.fetched += size
                 self.counters.prefetched += size if piece.stream is not None else 0
                 part.arrived(((1 << (stop - done)) - 1) << (piece.first + done))

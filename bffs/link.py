@@ -71,6 +71,8 @@ class Link:
         self._max_piece = max_piece
         self._latencies = _Best(min)
         self._bandwidths = _Best(max)
+        self._capacities = _Best(max)
+        self._is_slot_busy = False
         self._slot_start = 0.0
         self._slot_bytes = 0
         self._recent = 0.0
@@ -88,6 +90,12 @@ class Link:
     def bandwidth(self) -> float:
         """Bytes a second of all connections at best, 0 while unknown."""
         return self._bandwidths.value
+
+    @property
+    def capacity(self) -> float:
+        """Bytes a second at best while prefetch was on its way all the time, 0 while unknown. The bandwidth may be
+        less than that: nobody has asked for more."""
+        return self._capacities.value
 
     @property
     def quickly(self) -> int:
@@ -134,14 +142,18 @@ class Link:
         self.window = min(self.window, MIN_PIECE)
         self._starting = False
 
-    def arrived(self, size: int, now: float) -> None:
-        """`size` more bytes are here, of whichever request."""
+    def arrived(self, size: int, now: float, *, busy: bool) -> None:
+        """`size` more bytes are here, of whichever request; `busy` while prefetch is on its way."""
         elapsed = now - self._slot_start
         if elapsed >= SLOT:
             if elapsed < 2 * SLOT:
-                self._bandwidths.add(self._slot_bytes / elapsed, now)
-            self._slot_start, self._slot_bytes = now, 0
+                rate = self._slot_bytes / elapsed
+                self._bandwidths.add(rate, now)
+                if self._is_slot_busy:
+                    self._capacities.add(rate, now)
+            self._slot_start, self._slot_bytes, self._is_slot_busy = now, 0, True
         self._slot_bytes += size
+        self._is_slot_busy &= busy
 
     def transferred(self, size: int, seconds: float) -> None:
         """After its first block, a request's remaining `size` bytes took this long."""

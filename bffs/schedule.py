@@ -131,6 +131,11 @@ class Schedule:
         """Whether nothing is waiting to be fetched."""
         return not (self._demands or self._streams)
 
+    @property
+    def is_prefetching(self) -> bool:
+        """Whether prefetch is on its way."""
+        return bool(self._prefetching)
+
     def figures(self) -> dict[str, int]:
         """Numbers of what is queued and on its way, and bytes of prefetch on its way."""
         return {
@@ -204,14 +209,15 @@ class Schedule:
         its connections are to be interrupted.
 
         None if the demand was foreseen, for then what is on its way is its own readahead; none
-        either where the link is through with it soon. Until what is demanded is here, none starts but
+        either where the link is through with it soon, or not known: what has been read in small steps so
+        far would make any link look slow. Until what is demanded is here, none starts but
         of what follows in the same object.
         """
         link = self._link
         seconds = max(IN_THE_WAY, 2 * link.latency)
         coming = sum(piece.blocks - piece.done for piece in self._prefetching) * BLOCK
-        soon = coming <= link.bandwidth * seconds
-        if soon or not link.bandwidth or now < self._next_yield or self._is_foreseen(obj, block):
+        soon = coming <= link.capacity * seconds
+        if soon or not link.capacity or now < self._next_yield or self._is_foreseen(obj, block):
             return []
         pieces = [p for p in self._prefetching if not p.part.waiting(p.mask)]
         for piece in pieces:

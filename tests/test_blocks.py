@@ -533,12 +533,12 @@ def test_a_reader_leaves_at_its_deadline_whatever_the_store_does(
     server: S3Server, reader: Readers
 ) -> None:
     server.fault("stall", value=60, at=0, key="part")
-    blocks = reader(deadline=2.0)
+    blocks = reader(deadline=0.2)  # before the silence counts as a stall
     error, seconds = failure(blocks, "part", 0)
     assert type(error) is StoreUnreachable and "part did not come in time" in str(error)
-    assert 2.0 <= seconds < 10
-    again, seconds = failure(blocks, "part", 0)  # as the kernel does, page by page
-    assert again is error and seconds < 1.9
+    assert 0.2 <= seconds < 10
+    again, _ = failure(blocks, "part", 0)  # as the kernel does, page by page
+    assert again is error
     server.reset()
     time.sleep(AGAIN)
     assert read(blocks, "part", 0, MIB) == expect("part", 0, MIB)

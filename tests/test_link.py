@@ -35,10 +35,10 @@ def link_at(latency: float, rate: float, *, now: float = 1.0) -> Link:
     return link
 
 
-def carry(link: Link, rate: float, since: float) -> None:
+def carry(link: Link, rate: float, since: float, *, busy: bool = True) -> None:
     """Let it deliver `rate` bytes a second, from `since` on for a second."""
     for n in range(100):
-        link.arrived(int(rate / 100), since + n / 100)
+        link.arrived(int(rate / 100), since + n / 100, busy=busy)
 
 
 def test_before_anything_is_known() -> None:
@@ -140,8 +140,18 @@ def test_a_pause_is_not_taken_for_a_slow_link() -> None:
     link = Link(MOST, PIECE)
     carry(link, 100e6, 2.0)
     known = link.bandwidth
-    link.arrived(1, 2.0 + 50 * SLOT)
+    link.arrived(1, 2.0 + 50 * SLOT, busy=True)
     assert link.bandwidth == known > 0
+
+
+def test_what_the_link_can_carry_shows_only_while_something_is_prefetched() -> None:
+    link = Link(MOST, PIECE)
+    carry(link, 10e6, 2.0, busy=False)
+    assert link.bandwidth > 0 and not link.capacity
+    carry(link, 100e6, 4.0)
+    assert link.capacity == pytest.approx(100e6, rel=0.1)
+    carry(link, 200e6, 6.0, busy=False)
+    assert link.capacity == pytest.approx(100e6, rel=0.1) and link.bandwidth > 1.5 * link.capacity
 
 
 def test_requests_are_larger_where_connections_are_fast_and_the_store_is_far() -> None:
@@ -175,7 +185,7 @@ def test_window_and_requests_stay_within_their_bounds(
     for seconds, pause, saturated, size in answers:
         now += pause
         link.answered(seconds, now, saturated=saturated)
-        link.arrived(size, now)
+        link.arrived(size, now, busy=saturated)
         link.transferred(size, seconds)
         assert MIN_WINDOW <= link.window <= most
         assert MIN_PIECE <= link.piece <= PIECE

@@ -33,12 +33,19 @@ def blocks_of(piece: Piece) -> tuple[str, int, int]:
 class World:
     """A schedule on a link of known speed, and its pieces."""
 
-    def __init__(self, bandwidth: float = 0.0, latency: float = 0.1, memory: int = GIB) -> None:
+    def __init__(
+        self,
+        bandwidth: float = 0.0,
+        latency: float = 0.1,
+        memory: int = GIB,
+        *,
+        busy: bool = True,
+    ) -> None:
         self.parts = Parts(memory)
         self.link = Link(memory // 2, PART)
         for n in range(200):
             if bandwidth:
-                self.link.arrived(int(bandwidth / 100), n / 100)
+                self.link.arrived(int(bandwidth / 100), n / 100, busy=busy)
         if bandwidth:
             self.link.answered(latency, 2.0, saturated=False)
         self.schedule = Schedule(self.parts, self.link, CONNECTIONS)
@@ -170,6 +177,12 @@ def test_a_fast_link_is_through_with_it_soon() -> None:
     world = World(bandwidth=1e9, latency=0.03)
     world.want("a", "far", 0, 256)
     assert world.pieces()
+    assert not world.schedule.in_the_way(info("near"), 7, NOW)
+
+
+def test_a_link_from_which_little_was_wanted_is_not_taken_for_a_slow_one() -> None:
+    world = World(bandwidth=12e6, busy=False)
+    on_its_way(world)
     assert not world.schedule.in_the_way(info("near"), 7, NOW)
 
 
