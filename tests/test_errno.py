@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bffs.deadlines import AGAIN
 from bffs.errors import to_errno
 from tests.conftest import ROOT, Mounter, clean, flags_of
 from tests.faulty_tree import FOREIGN, GOOD, OF_SYSTEM, OURS, make
@@ -131,5 +132,5 @@ def test_each_fault_of_the_store_is_its_errno(
     assert errno_of(CALLS["read"], path) == expected
     assert (mountpoint / "train/1/good.tif").read_bytes() == pattern("1/good.tif", 0, 1000)
     server.reset()
-    time.sleep(0.5)
+    time.sleep(2 * AGAIN)
     assert path.read_bytes() == pattern(f"1/{fault}.tif", 0, 300_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ class Driver:
         mountpoint.mkdir()
         self._options = options
         self.pid = 0
+        self._process = -1
 
     def bffs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of bffs."""
@@ -53,6 +55,7 @@ class Driver:
         if done.returncode:
             raise RuntimeError(f"it can't be mounted: {done.stderr}")
         self.pid = self.status()["pid"]
+        self._process = os.pidfd_open(self.pid)
 
     def refresh(self) -> None:
         """List anew, in the background."""
@@ -78,11 +81,10 @@ class Driver:
         self._gone()
 
     def _gone(self) -> str | None:
-        end = time.monotonic() + 15
-        while Path(f"/proc/{self.pid}").exists():
-            if time.monotonic() > end:
-                return f"process {self.pid} did not end"
-            time.sleep(0.05)
+        ended, _, _ = select.select([self._process], [], [], 15)
+        if not ended:
+            return f"process {self.pid} did not end"
+        os.close(self._process)
         return None
 
     def status(self) -> Any:
