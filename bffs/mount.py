@@ -123,6 +123,9 @@ def _drive(
         company.block_signal()
     gc.set_threshold(*GC_THRESHOLDS)
     with ExitStack() as stack:
+        status: Status | None = None
+        told = traces.told_on(signal.SIGUSR1, lambda: status and status.figures())
+        stack.enter_context(told)
         store = LateStore(settings)
         stack.callback(store.close)
         catalog = refresh.obtain(settings, store, show_progress, anew=options.refresh, or_kept=True)
@@ -185,7 +188,6 @@ def _drive(
 
         tree = Tree(build(catalog))
         signals = stack.enter_context(_Signals())
-        stack.enter_context(traces.told_on(signal.SIGUSR1, status.figures))
         stack.enter_context(mountpoints.driver_of(mountpoint))
         saving = None if scratch is None else stack.enter_context(Saving(tree, scratch))
         session = Session(

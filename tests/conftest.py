@@ -267,9 +267,11 @@ def mounter(server: S3Server, tmp_path: Path) -> Iterator[Mounter]:
     """`mounter(...)` mounts the bucket of the module's `server`, which is well again afterwards."""
     mounter = Mounter(flags_of(server), tmp_path)
     yield mounter
-    server.reset()
-    server.shape()
-    mounter.close()
+    try:
+        server.reset()
+        server.shape()
+    finally:
+        mounter.close()
 
 
 def faults(home: Path) -> list[str]:

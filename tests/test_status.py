@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -523,6 +524,21 @@ def test_asking_while_everybody_reads_harms_nobody(mounter: Mounter, tmp_path: P
         each.result()
     assert status(mountpoint)["pid"] == driver
     assert log.read_text().count("the state: {") > 1
+
+
+def test_a_listing_that_hangs_can_be_asked_too(mounter: Mounter, server: S3Server) -> None:
+    server.fault("stall", value=100, kind="list", key="1/")
+    mountpoint = mounter.folder / "mnt"
+    with mounter.start(mountpoint) as command:
+        assert command.stderr is not None
+        until(lambda: server.stats()["requests"].get("list", 0) == 3)  # both roots, and 1/
+        (driver,) = set(drivers(mountpoint)) - {command.pid}
+        os.kill(driver, signal.SIGUSR1)
+        said = "".join(takewhile(lambda line: "the state: null" not in line, command.stderr))
+        assert "most recent call last" in said and "bffs/catalog.py" in said
+        server.reset()
+        assert command.wait(15) == 0
+    assert status(mountpoint)["pid"] == driver
 
 
 def test_what_it_died_of_is_in_the_log(mounter: Mounter, tmp_path: Path) -> None:
