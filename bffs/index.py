@@ -27,6 +27,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -122,9 +123,6 @@ class Index:
         self._used: dict[Path, float] = {}
         self.evicted = 0
         """Files that were evicted through this, to make room."""
-
-    def __del__(self) -> None:
-        self._disconnect()
 
     def touch(self, path: Path) -> None:
         """Note that the file was used just now."""
@@ -327,6 +325,8 @@ class Index:
                 raise
             self._inode = _inode(file)
             self._connection = connection
+            # By __del__ it would at times come too late: in a cycle the connection may be finalized first, which warns.
+            self._closing = weakref.finalize(self, connection.close)
         return self._connection
 
     def _make(self, connection: sqlite3.Connection) -> None:
@@ -351,7 +351,7 @@ class Index:
 
     def _disconnect(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            self._closing()
             self._connection = None
 
     def _delete(self) -> None:

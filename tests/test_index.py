@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -153,6 +154,20 @@ def test_use_is_written_down_at_the_end(folder: Path) -> None:
 def test_closing_what_was_never_used_makes_nothing(tmp_path: Path) -> None:
     Index(tmp_path / "absent", LIMIT).close()
     assert not (tmp_path / "absent").exists()
+
+
+def test_who_drops_it_closes_it_whatever_the_garbage_collector_sees_first(folder: Path) -> None:
+    """A connection that is finalized before it is closed warns, since Python 3.13; here that is an error."""
+    index = Index(folder, LIMIT)
+    write(index, folder, "aa", KIB)
+    earlier = [index._connection]
+    cycle: list[object] = [index]
+    cycle.append(cycle)
+    del index
+    gc.collect()  # after which the index comes behind its connection
+    earlier.clear()
+    del cycle
+    gc.collect()
 
 
 @settings(max_examples=40, deadline=None)
