@@ -93,8 +93,8 @@ class Link:
 
     @property
     def capacity(self) -> float:
-        """Bytes a second at best while prefetch was on its way all the time, 0 while unknown. The bandwidth may be
-        less than that: nobody has asked for more."""
+        """The bandwidth at best while prefetch was on its way all the time, 0 while unknown. At other times it may
+        be small just because nobody has asked for more."""
         return self._capacities.value
 
     @property
